@@ -1,0 +1,65 @@
+"""Crash-safe HDF5 checkpoints for TensorFlow training loops.
+
+Reading needs no TensorFlow; what does need it is imported at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, List
+
+from tf_h5_callback.checkpoint_dir import (
+    latest_checkpoint,
+    list_checkpoints,
+    list_variables,
+    load_checkpoint,
+    load_variable,
+)
+from tf_h5_callback.checkpoint_file import Checkpoint
+from tf_h5_callback.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+)
+
+if TYPE_CHECKING:
+    from tf_h5_callback.graph_state import create_setters, restore_variables, save_variables
+    from tf_h5_callback.hook import H5CheckpointHook
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "CheckpointNotFoundError",
+    "H5CheckpointHook",
+    "create_setters",
+    "latest_checkpoint",
+    "list_checkpoints",
+    "list_variables",
+    "load_checkpoint",
+    "load_variable",
+    "restore_variables",
+    "save_variables",
+]
+
+_NEEDS_TENSORFLOW = {
+    "H5CheckpointHook": "hook",
+    "create_setters": "graph_state",
+    "restore_variables": "graph_state",
+    "save_variables": "graph_state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TENSORFLOW:
+        raise AttributeError("module {!r} has no attribute {!r}".format(__name__, name))
+    module = importlib.import_module("{}.{}".format(__name__, _NEEDS_TENSORFLOW[name]))
+    return getattr(module, name)
+
+
+def __dir__() -> List[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,7 @@
+"""``python -m tf_h5_callback``: the same as ``tf-h5``."""
+
+import sys
+
+from tf_h5_callback.cli import main
+
+sys.exit(main())

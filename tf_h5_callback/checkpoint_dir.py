@@ -1,0 +1,261 @@
+"""A folder of checkpoints: names, listing, the newest intact one, retention.
+
+"Latest" means the highest global step in the file names, among files that are intact. There is no
+pointer file that could be lost or disagree with the files; times of modification do not count
+(copying changes them).
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import re
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+
+from tf_h5_callback.checkpoint_file import Checkpoint, PathLike
+from tf_h5_callback.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
+
+_log = logging.getLogger("tf_h5_callback")
+
+DEFAULT_BASENAME = "model.ckpt"
+
+
+class CheckpointDir:
+    """The checkpoints of one base name in one folder, and which of them are kept.
+
+    Files that are not named ``<basename>-<global step>.h5`` are never listed and never touched.
+
+    Args:
+      path: the folder; need not exist for listing.
+      basename: the first part of the file names.
+      max_to_keep: how many of the newest are kept; None keeps all.
+      keep_checkpoint_every_n_hours: besides, one of every so many hours of training is kept for
+        good, beginning with the oldest; None: no others.
+
+    Raises:
+      ValueError: ``max_to_keep`` is below 1, the hours are not above 0, or the base name is not a
+        plain file name.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        basename: str = DEFAULT_BASENAME,
+        max_to_keep: Optional[int] = None,
+        keep_checkpoint_every_n_hours: Optional[float] = None,
+    ):
+        if max_to_keep is not None and max_to_keep < 1:
+            raise ValueError(
+                "max_to_keep is {!r}; it must be at least 1, or None to keep all".format(max_to_keep)
+            )
+        if keep_checkpoint_every_n_hours is not None and keep_checkpoint_every_n_hours <= 0:
+            raise ValueError(
+                "keep_checkpoint_every_n_hours is {!r}; it must be above 0, or None".format(
+                    keep_checkpoint_every_n_hours
+                )
+            )
+        if not basename or os.path.basename(basename) != basename:
+            raise ValueError(
+                "checkpoint_basename is {!r}; it must be a file name without a folder".format(
+                    basename
+                )
+            )
+        self.path = os.fspath(path)
+        self._basename = basename
+        self._max_to_keep = max_to_keep
+        self._keep_every_n_hours = keep_checkpoint_every_n_hours
+        self._pattern = re.compile(re.escape(basename) + r"-(0|[1-9][0-9]*)\.h5")
+        self._written_at: Dict[str, datetime.datetime] = {}
+
+    def create(self) -> None:
+        """Creates the folder, with its parents, where it does not exist."""
+        os.makedirs(self.path, exist_ok=True)
+
+    def path_for(self, global_step: int) -> str:
+        """The file of a step."""
+        return os.path.join(self.path, "{}-{:d}.h5".format(self._basename, global_step))
+
+    def list(self) -> List[Tuple[int, str]]:
+        """``[(step, path)]``, oldest step first; empty where the folder does not exist."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+        matches = filter(None, map(self._pattern.fullmatch, names))
+        return sorted((int(m.group(1)), os.path.join(self.path, m.group())) for m in matches)
+
+    def open_newest_intact(
+        self, check: Callable[[Checkpoint], None] = lambda checkpoint: None
+    ) -> Optional[Tuple[Checkpoint, Dict[str, np.ndarray]]]:
+        """Opens and reads, whole and verified, the newest checkpoint that is not damaged.
+
+        A damaged one is passed over with a warning that names the file and the reason.
+
+        Args:
+          check: called with a checkpoint before its tensors are read; what it raises is raised.
+
+        Returns:
+          The open checkpoint and its tensors, or None where there are no checkpoints at all.
+
+        Raises:
+          CheckpointCorruptError: there are checkpoints, but none is intact; lists them all.
+        """
+        damage: List[str] = []
+        for _, path in reversed(self.list()):
+            try:
+                checkpoint = Checkpoint(path)
+                try:
+                    check(checkpoint)
+                    return checkpoint, checkpoint.read_all()
+                except CheckpointError:
+                    checkpoint.close()
+                    raise
+            except CheckpointCorruptError as error:
+                _log.warning("%s; trying the one before it", error)
+                damage.append(str(error))
+        if damage:
+            raise CheckpointCorruptError(
+                "none of the {} checkpoints in {} is intact; to start anew, move them away:\n"
+                "  {}".format(len(damage), self.path, "\n  ".join(damage))
+            )
+        return None
+
+    def remove_surplus(self, newest_step: int) -> None:
+        """Deletes what retention does not keep, all of it at once.
+
+        Only files up to ``newest_step`` (the one just written) count: files of later steps belong
+        to a run that was rolled back, and are left alone.
+        """
+        if self._max_to_keep is None:
+            return
+        paths = [path for step, path in self.list() if step <= newest_step]
+        surplus = paths[: -self._max_to_keep]
+        kept = set(self._hourly(paths)) if self._keep_every_n_hours is not None else set()
+        for path in surplus:
+            if path not in kept:
+                _remove(path)
+                self._written_at.pop(path, None)
+
+    def _hourly(self, paths: List[str]) -> Iterator[str]:
+        """The oldest, the first that is n hours younger than that one, and so on.
+
+        Depends on nothing but the files, so a restarted run keeps what the one before it kept.
+        """
+        assert self._keep_every_n_hours is not None
+        distance = datetime.timedelta(hours=self._keep_every_n_hours)
+        last = None
+        for path in paths:
+            if path not in self._written_at:
+                try:
+                    with Checkpoint(path) as checkpoint:
+                        written_at = checkpoint.written_at
+                except CheckpointError as error:
+                    _log.warning("%s; it is neither counted nor deleted", error)
+                    yield path
+                    continue
+                self._written_at[path] = written_at or datetime.datetime.fromtimestamp(
+                    os.path.getmtime(path), datetime.timezone.utc
+                )
+            if last is None or self._written_at[path] - last >= distance:
+                last = self._written_at[path]
+                yield path
+
+
+def _remove(path: str) -> None:
+    try:
+        os.remove(path)
+    except FileNotFoundError:
+        pass  # somebody else was faster
+    except OSError as error:
+        _log.warning("cannot delete the old checkpoint %s: %s", path, error)
+
+
+def list_checkpoints(
+    checkpoint_dir: PathLike, checkpoint_basename: str = DEFAULT_BASENAME
+) -> List[Tuple[int, str]]:
+    """Lists the checkpoints of a folder by their names, without opening them.
+
+    Args:
+      checkpoint_dir: the folder; one that does not exist holds no checkpoints.
+      checkpoint_basename: as given to the hook.
+
+    Returns:
+      ``[(step, path)]``, oldest step first.
+    """
+    return CheckpointDir(checkpoint_dir, checkpoint_basename).list()
+
+
+def latest_checkpoint(
+    checkpoint_dir: PathLike, checkpoint_basename: str = DEFAULT_BASENAME
+) -> Optional[str]:
+    """The checkpoint of the highest step that is intact, or None where there is none at all.
+
+    Reads the file whole, to verify it. The counterpart of ``tf.train.latest_checkpoint``.
+
+    Args:
+      checkpoint_dir: the folder.
+      checkpoint_basename: as given to the hook.
+
+    Raises:
+      CheckpointCorruptError: there are checkpoints, but none is intact.
+    """
+    newest = CheckpointDir(checkpoint_dir, checkpoint_basename).open_newest_intact()
+    if newest is None:
+        return None
+    with newest[0] as checkpoint:
+        return checkpoint.path
+
+
+def load_checkpoint(path_or_dir: PathLike) -> Checkpoint:
+    """Opens a checkpoint, or the newest intact one of a folder.
+
+    Args:
+      path_or_dir: a file, or a folder of checkpoints with the default base name.
+
+    Returns:
+      A `Checkpoint`: a read-only mapping name -> ndarray, read lazily.
+
+    Raises:
+      CheckpointNotFoundError: there is no such file, or no checkpoint in the folder.
+      CheckpointCorruptError: the file, or each one in the folder, is damaged.
+    """
+    if not os.path.isdir(path_or_dir):
+        return Checkpoint(path_or_dir)
+    path = latest_checkpoint(path_or_dir)
+    if path is None:
+        raise CheckpointNotFoundError(
+            "no checkpoint named {}-<step>.h5 in {}".format(
+                DEFAULT_BASENAME, os.fspath(path_or_dir)
+            )
+        )
+    return Checkpoint(path)
+
+
+def list_variables(path_or_dir: PathLike) -> List[Tuple[str, Tuple[int, ...]]]:
+    """``[(name, shape)]`` of a checkpoint, without reading its tensors; for arguments and errors
+    see `load_checkpoint`. The counterpart of ``tf.train.list_variables``."""
+    with load_checkpoint(path_or_dir) as checkpoint:
+        return [(name, checkpoint.shape(name)) for name in checkpoint]
+
+
+def load_variable(path_or_dir: PathLike, name: str) -> np.ndarray:
+    """Reads one tensor of a checkpoint, verified. The counterpart of ``tf.train.load_variable``.
+
+    Args:
+      path_or_dir: see `load_checkpoint`, also for its errors.
+      name: as in the graph, for instance ``"rnn/cell/kernel:0"``.
+
+    Raises:
+      KeyError: the checkpoint has no such tensor.
+    """
+    with load_checkpoint(path_or_dir) as checkpoint:
+        if name not in checkpoint:
+            raise KeyError(
+                "{} has no {!r}; it has {}".format(
+                    checkpoint.path, name, ", ".join(map(repr, checkpoint))
+                )
+            )
+        return checkpoint[name]

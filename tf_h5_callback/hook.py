@@ -1,0 +1,333 @@
+"""The hook for graph mode: when a run saves, restores and waits.
+
+The life of a session hook, as far as it concerns us:
+
+``begin()``
+    Once for a session, before the graph is finalised: the setters are made here.
+``after_create_session()``
+    After variables are initialised; again, without ``begin()``, whenever a recoverable session had
+    to be made anew. Restores the newest checkpoint, or saves the initial state of a new run.
+``before_run()``, ``after_run()``
+    Around each step. The session in here is the raw one: what is run in it triggers no hook, and
+    nothing else runs between two steps, so that a snapshot taken here is of one step.
+``end()``
+    At the normal end of training. **Not** called when training raises (except OutOfRangeError and
+    StopIteration): the writer finishes its file all the same before the process exits.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import Any, Callable, Iterable, Mapping, Optional, Union
+
+import tensorflow.compat.v1 as tf
+
+from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir
+from tf_h5_callback.checkpoint_file import (
+    Checkpoint, PathLike, metadata_to_json, write_checkpoint,
+)  # fmt: skip
+from tf_h5_callback.errors import CheckpointError
+from tf_h5_callback.graph_state import GraphState, VarList
+from tf_h5_callback.progress import Progress
+from tf_h5_callback.timer import SaveTimer
+from tf_h5_callback.writer import BackgroundWriter
+
+_log = logging.getLogger("tf_h5_callback")
+
+Metadata = Union[None, Mapping[str, Any], Callable[[Any, int], Mapping[str, Any]]]
+
+
+class H5CheckpointHook(tf.train.SessionRunHook):
+    """Saves HDF5 checkpoints while a session trains, and resumes from the newest one.
+
+    The counterpart of ``tf.train.CheckpointSaverHook``. Start the same script again after a crash
+    and it carries on by itself::
+
+        hook = h5.H5CheckpointHook("/data/run1", save_steps=1000)
+        with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
+            while not session.should_stop():
+                session.run(train_op)
+
+    Training stops only while the state is copied in memory; a thread writes the file. A save while
+    the one before is still being written waits for it. A new run saves its initial state before
+    the first step, a resumed run does not save again what it restored, and the last step is saved
+    at the end.
+
+    Place it before hooks that look at the global step when the session is created
+    (``tf.train.StopAtStepHook(num_steps=...)``), or pass it in ``chief_only_hooks``, which come
+    first.
+
+    Args:
+      checkpoint_dir: the folder, created if missing.
+      save_steps: save every so many global steps.
+      save_secs: save every so many seconds. With both, whichever comes first; with neither, an
+        error.
+      var_list: what to save. None: what ``tf.train.Saver()`` would save, all global variables and
+        all saveable objects (lookup tables, ...). Or a list of variables and saveable objects, a
+        dict ``{name in file: variable}``, or a callable ``variable -> bool`` that chooses among
+        the global variables. The global step is always saved.
+      iterators: initializable ``tf.data`` iterators, whose position is saved and restored to the
+        exact element.
+      metadata: a dict, or a callable ``(session, global_step) -> dict`` called for each save;
+        anything JSON can hold. Stored in the file.
+      max_to_keep: how many of the newest checkpoints are kept; None keeps all.
+      keep_checkpoint_every_n_hours: besides, one of every so many hours is kept for good.
+      checkpoint_basename: files are named ``<checkpoint_basename>-<global step>.h5``.
+      restore: True: the newest intact checkpoint of ``checkpoint_dir``, if there is one; False:
+        nothing; or the path of a checkpoint to begin with, whatever is in ``checkpoint_dir``.
+        (A session made anew after a lost connection always goes on from the newest checkpoint
+        that this hook saved.)
+      listeners: ``tf.train.CheckpointSaverListener`` instances. ``after_save`` is called in the
+        training thread once the file is durable: with ``background=True`` that is at a later step
+        or at the end, but always before the ``before_save`` of the next save.
+      background: write in a thread; False: in the training thread.
+      on_error: what to do when a save fails. ``"raise"``: raise at the next step; ``"warn"``: log
+        a warning and go on, but raise at the end if the last save failed.
+      progress: True shows a tqdm bar of global steps with the last checkpoint; or a tqdm bar of
+        your own to be moved.
+
+    Raises:
+      ValueError: no trigger is given, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        checkpoint_dir: PathLike,
+        save_steps: Optional[int] = None,
+        save_secs: Optional[float] = None,
+        *,
+        var_list: VarList = None,
+        iterators: Iterable[Any] = (),
+        metadata: Metadata = None,
+        max_to_keep: Optional[int] = 5,
+        keep_checkpoint_every_n_hours: Optional[float] = None,
+        checkpoint_basename: str = DEFAULT_BASENAME,
+        restore: Union[bool, PathLike] = True,
+        listeners: Optional[Iterable[Any]] = None,
+        background: bool = True,
+        on_error: str = "raise",
+        progress: Any = False,
+    ):
+        if on_error not in ("raise", "warn"):
+            raise ValueError('on_error is {!r}; it must be "raise" or "warn"'.format(on_error))
+        self._timer = SaveTimer(save_steps, save_secs)
+        self._dir = CheckpointDir(
+            checkpoint_dir, checkpoint_basename, max_to_keep, keep_checkpoint_every_n_hours
+        )
+        self._var_list = var_list
+        self._iterators = tuple(iterators)
+        self._metadata = metadata
+        self._restore = restore
+        self._listeners = list(listeners or ())
+        self._writer = BackgroundWriter(background)
+        self._on_error = on_error
+        self._progress = Progress(progress)
+
+        self._state: Optional[GraphState] = None
+        self._step_tensor: Any = None
+        self._seen_step: Optional[int] = None  # as fetched with the last run
+        self._increment = 1  # the largest seen
+        self._in_flight: Optional[int] = None  # step handed to the writer
+        self._unannounced: Optional[int] = None  # durable, but listeners do not know yet
+        self._saved_step: Optional[int] = None  # the last that is durable
+        self._failure: Optional[Exception] = None  # of the last save
+        self._stop_requested = False
+
+    def begin(self) -> None:
+        """Makes the setters.
+
+        Raises:
+          RuntimeError: the graph has no global step.
+        """
+        self._step_tensor = tf.train.get_global_step()
+        if self._step_tensor is None:
+            raise RuntimeError(
+                "H5CheckpointHook needs a global step: call tf.train.get_or_create_global_step() "
+                "and pass it to the optimizer's minimize()"
+            )
+        self._dir.create()
+        self._state = GraphState(self._var_list, self._iterators)
+        for listener in self._listeners:
+            listener.begin()
+
+    def after_create_session(self, session: Any, coord: Any) -> None:
+        """Restores, or saves the initial state.
+
+        Raises:
+          CheckpointCorruptError: there are checkpoints, but none is intact.
+          CheckpointMismatchError: the checkpoint does not fit the graph; nothing was assigned.
+          RuntimeError: a later hook's ``begin()`` created what can no longer be restored.
+        """
+        assert self._state is not None
+        self._collect(session)
+        self._state.add_late_variables()
+        restored = self._restore_into(session)
+        step = int(session.run(self._step_tensor))
+        self._seen_step = step
+        self._progress.start(step)
+        self._warn_of_later_steps(step)
+        if restored is not None and _same_file(restored, self._dir.path_for(step)):
+            self._timer.update(step)
+            self._saved_step = step
+            self._progress.saved(step)
+        else:
+            self._save(session, step)
+
+    def _restore_into(self, session: Any) -> Optional[str]:
+        """Restores what is to be restored; returns the file, or None for a new run."""
+        assert self._state is not None
+        if self._restore is True:
+            newest = self._dir.open_newest_intact(self._state.check)
+            if newest is None:
+                return None
+            checkpoint, tensors = newest
+        else:
+            path = self._restore
+            if self._saved_step is not None:  # the session was lost and made anew
+                path = self._dir.path_for(self._saved_step)
+            if path is False:
+                return None
+            checkpoint = Checkpoint(path)
+            self._state.check(checkpoint)
+            tensors = checkpoint.read_all()
+        with checkpoint:
+            self._state.assign(session, tensors)
+            _log.info("resumed from %s (%d bytes)", checkpoint.path, checkpoint.nbytes)
+            return checkpoint.path
+
+    def _warn_of_later_steps(self, step: int) -> None:
+        later = [path for s, path in self._dir.list() if s > step]
+        if later:
+            _log.warning(
+                "training begins at step %d, but there are checkpoints of later steps, up to %s. "
+                "The next run with restore=True will resume from there: move them away if that is "
+                "not what you want",
+                step,
+                later[-1],
+            )
+
+    def before_run(self, run_context: Any) -> Any:
+        """Asks for the global step along with the user's fetches."""
+        return tf.train.SessionRunArgs(self._step_tensor)
+
+    def after_run(self, run_context: Any, run_values: Any) -> None:
+        """Saves if a save is due.
+
+        Raises:
+          CheckpointError: an earlier save failed (with ``on_error="raise"``).
+        """
+        session = run_context.session
+        if not self._writer.busy:
+            self._collect(session)
+        # This may be the step before the run's own increment or after it. Read it again only where
+        # the increment makes a difference.
+        fetched = int(run_values.results)
+        if self._seen_step is not None:
+            self._increment = max(self._increment, fetched - self._seen_step)
+        self._seen_step = fetched
+        self._progress.advance(fetched)
+        if self._timer.is_due(fetched) or self._timer.is_due(fetched + self._increment):
+            step = int(session.run(self._step_tensor))
+            if self._timer.is_due(step):
+                self._save(session, step)
+        if self._stop_requested:
+            run_context.request_stop()
+
+    def end(self, session: Any) -> None:
+        """Saves the last step unless it is saved already, and waits until it is durable.
+
+        Raises:
+          CheckpointError: a save failed (with ``on_error="warn"``: the last one).
+        """
+        self._settle(session)
+        failure = self._failure if self._on_error == "raise" else None
+        step = int(session.run(self._step_tensor))
+        self._progress.advance(step)
+        if step != self._saved_step:
+            self._save(session, step)
+            self._settle(session)
+        for listener in self._listeners:
+            listener.end(session, step)
+        self._progress.close()
+        self._raise(failure or self._failure)
+
+    def wait_until_finished(self) -> None:
+        """Returns when nothing is being written. Listeners hear of the save at the next step.
+
+        Raises:
+          CheckpointError: the last save failed.
+        """
+        self._join()
+        self._raise(self._failure)
+
+    def _save(self, session: Any, step: int) -> None:
+        """Takes a snapshot of the session as it is now and hands it to the writer."""
+        assert self._state is not None
+        self._collect(session)
+        for listener in self._listeners:
+            listener.before_save(session, step)
+        tensors, (step,) = self._state.snapshot(session, self._step_tensor)
+        step = int(step)
+        metadata = self._metadata(session, step) if callable(self._metadata) else self._metadata
+        metadata_json = metadata_to_json(metadata)  # now: the user may change it while we write
+        self._timer.update(step)
+        self._in_flight = step
+        self._writer.submit(functools.partial(self._write, step, tensors, metadata_json))
+        if not self._writer.busy:
+            self._collect(session)
+
+    def _write(self, step: int, tensors: Mapping[str, Any], metadata_json: str) -> None:
+        """The writer's part of a save. Touches neither the session nor the state of the hook."""
+        try:
+            write_checkpoint(
+                self._dir.path_for(step),
+                tensors,
+                global_step=step,
+                tensorflow_version=tf.VERSION,
+                metadata=metadata_json,
+            )
+            self._dir.remove_surplus(step)
+        except Exception as error:
+            # Now, not when it is raised: if training dies first, nobody would hear of it.
+            _log.error("step %d is not saved: %s", step, error)
+            raise
+
+    def _join(self) -> None:
+        """Waits for the writer and takes note of the outcome."""
+        if self._in_flight is None:
+            return
+        step, self._in_flight = self._in_flight, None
+        try:
+            self._writer.wait()
+        except (CheckpointError, OSError) as error:
+            self._failure = error
+        else:
+            self._failure = None
+            self._saved_step = self._unannounced = step
+
+    def _settle(self, session: Any) -> None:
+        """Waits for the writer and tells the listeners."""
+        self._join()
+        if self._unannounced is not None:
+            step, self._unannounced = self._unannounced, None
+            self._progress.saved(step)
+            for listener in self._listeners:
+                if listener.after_save(session, step):
+                    self._stop_requested = True
+
+    def _collect(self, session: Any) -> None:
+        """Between two saves: as `_settle`, and a failure is raised unless it is only warned of."""
+        self._settle(session)
+        if self._on_error == "raise":
+            self._raise(self._failure)
+
+    def _raise(self, failure: Optional[Exception]) -> None:
+        if failure is not None:
+            self._failure = None
+            raise failure
+
+
+def _same_file(a: str, b: str) -> bool:
+    return os.path.realpath(a) == os.path.realpath(b)

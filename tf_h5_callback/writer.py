@@ -1,0 +1,61 @@
+"""A snapshot to disk behind the training loop: one job in flight, every outcome collected.
+
+A thread for each job, and not a daemon: when training dies of an exception nobody calls `wait`,
+and Python itself lets the thread finish before the process exits. A thread that waits for the next
+job would keep the process from exiting, a daemon would be cut off in the middle of a file.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Callable, Optional
+
+_log = logging.getLogger("tf_h5_callback")
+
+Job = Callable[[], None]
+
+
+class BackgroundWriter:
+    """Runs one job at a time.
+
+    Args:
+      background: True: in a thread; False: in `submit` itself.
+    """
+
+    def __init__(self, background: bool = True):
+        self._background = background
+        self._thread: Optional[threading.Thread] = None
+        self._error: Optional[BaseException] = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def submit(self, job: Job) -> None:
+        """Starts a job. The one before must have been collected with `wait`."""
+        assert self._thread is None and self._error is None
+        if not self._background:
+            self._run(job)
+            return
+        self._thread = threading.Thread(target=self._run, args=(job,), name="tf_h5_callback-writer")
+        self._thread.start()
+
+    def _run(self, job: Job) -> None:
+        try:
+            job()
+        except BaseException as error:  # raised again by wait(), on the thread that asks
+            self._error = error
+            if self._background:
+                # If training dies first, nobody will ask.
+                _log.error("%s", error)
+
+    def wait(self) -> None:
+        """Returns when nothing is running; raises what the job raised, once."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
