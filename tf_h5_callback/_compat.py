@@ -23,6 +23,8 @@ H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowE
 
 def open_h5(path: str, mode: str) -> h5py.File:
     """Opens an HDF5 file without HDF5's file locking where h5py can do so (3.5 and newer)."""
+    if mode == "r":
+        return h5py.File(path, mode, **_NO_LOCKING)
     return h5py.File(path, mode, libver=("v108", "v108"), **_NO_LOCKING)
 
 

@@ -22,6 +22,31 @@ _log = logging.getLogger("tf_h5_callback")
 
 DEFAULT_BASENAME = "model.ckpt"
 
+Tensors = Dict[str, np.ndarray]
+Check = Callable[[Checkpoint], None]
+
+
+def _no_check(checkpoint: Checkpoint) -> None:
+    pass
+
+
+def read_whole(path: PathLike, check: Check = _no_check) -> Tuple[str, Tensors]:
+    """Reads and verifies a checkpoint.
+
+    Args:
+      path: the file.
+      check: called with the checkpoint before its tensors are read; what it raises is raised.
+
+    Returns:
+      The path and the tensors.
+
+    Raises:
+      CheckpointNotFoundError, CheckpointCorruptError: the file is missing or damaged.
+    """
+    with Checkpoint(path) as checkpoint:
+        check(checkpoint)
+        return checkpoint.path, checkpoint.read_all()
+
 
 class CheckpointDir:
     """The checkpoints of one base name in one folder, and which of them are kept.
@@ -49,7 +74,9 @@ class CheckpointDir:
     ):
         if max_to_keep is not None and max_to_keep < 1:
             raise ValueError(
-                "max_to_keep is {!r}; it must be at least 1, or None to keep all".format(max_to_keep)
+                "max_to_keep is {!r}; it must be at least 1, or None to keep all".format(
+                    max_to_keep
+                )
             )
         if keep_checkpoint_every_n_hours is not None and keep_checkpoint_every_n_hours <= 0:
             raise ValueError(
@@ -87,18 +114,16 @@ class CheckpointDir:
         matches = filter(None, map(self._pattern.fullmatch, names))
         return sorted((int(m.group(1)), os.path.join(self.path, m.group())) for m in matches)
 
-    def open_newest_intact(
-        self, check: Callable[[Checkpoint], None] = lambda checkpoint: None
-    ) -> Optional[Tuple[Checkpoint, Dict[str, np.ndarray]]]:
-        """Opens and reads, whole and verified, the newest checkpoint that is not damaged.
+    def read_newest_intact(self, check: Check = _no_check) -> Optional[Tuple[str, Tensors]]:
+        """Reads, whole and verified, the newest checkpoint that is not damaged.
 
         A damaged one is passed over with a warning that names the file and the reason.
 
         Args:
-          check: called with a checkpoint before its tensors are read; what it raises is raised.
+          check: see `read_whole`.
 
         Returns:
-          The open checkpoint and its tensors, or None where there are no checkpoints at all.
+          Its path and its tensors, or None where there are no checkpoints at all.
 
         Raises:
           CheckpointCorruptError: there are checkpoints, but none is intact; lists them all.
@@ -106,13 +131,7 @@ class CheckpointDir:
         damage: List[str] = []
         for _, path in reversed(self.list()):
             try:
-                checkpoint = Checkpoint(path)
-                try:
-                    check(checkpoint)
-                    return checkpoint, checkpoint.read_all()
-                except CheckpointError:
-                    checkpoint.close()
-                    raise
+                return read_whole(path, check)
             except CheckpointCorruptError as error:
                 _log.warning("%s; trying the one before it", error)
                 damage.append(str(error))
@@ -202,11 +221,8 @@ def latest_checkpoint(
     Raises:
       CheckpointCorruptError: there are checkpoints, but none is intact.
     """
-    newest = CheckpointDir(checkpoint_dir, checkpoint_basename).open_newest_intact()
-    if newest is None:
-        return None
-    with newest[0] as checkpoint:
-        return checkpoint.path
+    newest = CheckpointDir(checkpoint_dir, checkpoint_basename).read_newest_intact()
+    return None if newest is None else newest[0]
 
 
 def load_checkpoint(path_or_dir: PathLike) -> Checkpoint:
@@ -235,8 +251,10 @@ def load_checkpoint(path_or_dir: PathLike) -> Checkpoint:
 
 
 def list_variables(path_or_dir: PathLike) -> List[Tuple[str, Tuple[int, ...]]]:
-    """``[(name, shape)]`` of a checkpoint, without reading its tensors; for arguments and errors
-    see `load_checkpoint`. The counterpart of ``tf.train.list_variables``."""
+    """``[(name, shape)]`` of a checkpoint, without reading its tensors.
+
+    The counterpart of ``tf.train.list_variables``. For arguments and errors see `load_checkpoint`.
+    """
     with load_checkpoint(path_or_dir) as checkpoint:
         return [(name, checkpoint.shape(name)) for name in checkpoint]
 

@@ -124,7 +124,7 @@ def _encode(tensors: Mapping[str, np.ndarray]) -> _Encoded:
         elif value.dtype.byteorder == ">":
             value = value.astype(value.dtype.newbyteorder("<"))
         encoded[key] = value
-    encoding = {"names": names, "string_lengths": string_lengths}
+    encoding: Dict[str, Dict[str, Any]] = {"names": names, "string_lengths": string_lengths}
     return _Encoded(encoded, {key: value for key, value in encoding.items() if value})
 
 
@@ -263,9 +263,9 @@ class Checkpoint(Mapping[str, np.ndarray]):
                 raise ValueError("the checksum of its metadata is wrong")
             self.metadata = json.loads(text("metadata"))
             encoding = json.loads(text("encoding") or "{}")
-            self.written_at = datetime.datetime.strptime(
-                text("written_at"), _TIME_FORMAT
-            ).replace(tzinfo=datetime.timezone.utc)
+            self.written_at = datetime.datetime.strptime(text("written_at"), _TIME_FORMAT).replace(
+                tzinfo=datetime.timezone.utc
+            )
         self.tensorflow_version = text("tensorflow_version") or None
         self.step = int(attributes["global_step"]) if "global_step" in attributes else None
         self._string_lengths = encoding.get("string_lengths", {})
@@ -281,6 +281,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         extent, crc = self._tensors[name]
+        if self._file.closed:
+            raise ValueError("checkpoint {} is closed".format(self.path))
         try:
             return self._read(extent, crc)
         except H5PY_ERRORS as error:
@@ -316,8 +318,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors together."""
-        return sum(extent.nbytes for extent, _ in self._tensors.values())
+        """The bytes of all tensors together, in the file."""
+        return sum(max(extent.nbytes, 0) for extent, _ in self._tensors.values())
 
     def read_all(self) -> Dict[str, np.ndarray]:
         """Reads and verifies all tensors, with two threads.
@@ -373,10 +375,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         if not extent.nbytes:
             return np.zeros(extent.shape, extent.dtype)
         with open_h5(self.path, "r") as f:
-            values = np.asarray(f[extent.name][()])
-        if values.dtype.kind == "O":
-            return dtypes.pad_strings(values).padded
-        return values
+            values = np.array(f[extent.name][()], dtype=extent.dtype)
+        return dtypes.pad_strings(values).padded if extent.dtype.hasobject else values
 
 
 def _aligned_empty(shape: Tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -53,7 +53,10 @@ class Layout(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """A dataset found in a file: ``nbytes`` bytes at ``offset``, or None if HDF5 must read it."""
+    """A dataset found in a file.
+
+    Where ``offset`` is None HDF5 must read it, and ``nbytes`` is -1 if only HDF5 knows the size.
+    """
 
     name: str
     shape: Tuple[int, ...]
@@ -195,6 +198,9 @@ def _locate_one(fid: Any, raw_name: bytes, file_size: int) -> Extent:
         raise refuse("has no dataspace")
     shape = tuple(int(n) for n in space.get_simple_extent_dims())
     type_id = dataset.get_type()
+    if isinstance(type_id, h5py.h5t.TypeStringID) and type_id.is_variable_str():
+        # Pointers to strings elsewhere in this file, which other programs write: HDF5 reads them.
+        return Extent(raw_name.decode(), shape, np.dtype(object), "object", -1, None)
     nbytes = _count(shape) * type_id.get_size()
     if dataset.get_storage_size() != nbytes:
         raise refuse(
@@ -206,12 +212,10 @@ def _locate_one(fid: Any, raw_name: bytes, file_size: int) -> Extent:
         dtype, meaning = dtypes.numpy_type(type_id)
     except (TypeError, ValueError) as error:
         raise refuse("has a datatype that is not supported: {}".format(error)) from error
-    offset = dataset.get_offset()
     if dtype.kind not in "biufcS" and meaning not in dtypes.SHORT_FLOATS:
-        if h5py.check_dtype(vlen=dtype) not in (bytes, str):
-            raise refuse("has the unsupported datatype {}".format(dtype))
-        offset = None
-    elif layout == h5py.h5d.COMPACT or not nbytes:
+        raise refuse("has the unsupported datatype {}".format(dtype))
+    offset = dataset.get_offset()
+    if layout == h5py.h5d.COMPACT or not nbytes:
         offset = None
     elif offset is None or offset + nbytes > file_size:
         raise refuse("ends beyond the end of the file ({} bytes)".format(file_size))

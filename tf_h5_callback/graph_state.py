@@ -8,8 +8,18 @@ graph that a ``MonitoredSession`` has finalised takes no new nodes.
 from __future__ import annotations
 
 from typing import (
-    Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union,
-)  # fmt: skip
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -61,7 +71,7 @@ class GraphState:
             variables, saveables = _select(self._graph, var_list)
             step = tf.train.get_global_step()
             if step is not None and not any(step is v for vs in variables.values() for v in vs):
-                variables.setdefault(step.name, [step])
+                variables.setdefault(step.name, []).append(step)
             for item, members in _items(variables):
                 self._add(item, _setter(self._graph, item, members))
             for saveable in saveables:

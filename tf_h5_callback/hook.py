@@ -24,10 +24,8 @@ from typing import Any, Callable, Iterable, Mapping, Optional, Union
 
 import tensorflow.compat.v1 as tf
 
-from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir
-from tf_h5_callback.checkpoint_file import (
-    Checkpoint, PathLike, metadata_to_json, write_checkpoint,
-)  # fmt: skip
+from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir, read_whole
+from tf_h5_callback.checkpoint_file import PathLike, metadata_to_json, write_checkpoint
 from tf_h5_callback.errors import CheckpointError
 from tf_h5_callback.graph_state import GraphState, VarList
 from tf_h5_callback.progress import Progress
@@ -179,23 +177,19 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         """Restores what is to be restored; returns the file, or None for a new run."""
         assert self._state is not None
         if self._restore is True:
-            newest = self._dir.open_newest_intact(self._state.check)
-            if newest is None:
-                return None
-            checkpoint, tensors = newest
+            read = self._dir.read_newest_intact(self._state.check)
+        elif self._saved_step is not None:  # the session was lost and made anew
+            read = read_whole(self._dir.path_for(self._saved_step), self._state.check)
+        elif self._restore is False:
+            read = None
         else:
-            path = self._restore
-            if self._saved_step is not None:  # the session was lost and made anew
-                path = self._dir.path_for(self._saved_step)
-            if path is False:
-                return None
-            checkpoint = Checkpoint(path)
-            self._state.check(checkpoint)
-            tensors = checkpoint.read_all()
-        with checkpoint:
-            self._state.assign(session, tensors)
-            _log.info("resumed from %s (%d bytes)", checkpoint.path, checkpoint.nbytes)
-            return checkpoint.path
+            read = read_whole(self._restore, self._state.check)
+        if read is None:
+            return None
+        path, tensors = read
+        self._state.assign(session, tensors)
+        _log.info("resumed from %s", path)
+        return path
 
     def _warn_of_later_steps(self, step: int) -> None:
         later = [path for s, path in self._dir.list() if s > step]

@@ -1,0 +1,44 @@
+"""Fixtures. Tests that need TensorFlow skip themselves where it is not installed."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import h5py
+import pytest
+
+
+class FakeClock:
+    """Stands in for the ``time`` module where only ``monotonic`` is used."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    from tf_h5_callback import timer
+
+    fake = FakeClock()
+    monkeypatch.setattr(timer, "time", fake)
+    return fake
+
+
+@pytest.fixture
+def damage():
+    """Flips one bit in the middle of a tensor's bytes."""
+
+    def flip(path, dataset):
+        with h5py.File(path, "r") as f:
+            offset, size = f[dataset].id.get_offset(), f[dataset].id.get_storage_size()
+        with open(path, "r+b") as f:
+            f.seek(offset + size // 2)
+            byte = f.read(1)[0]
+            f.seek(offset + size // 2)
+            f.write(bytes([byte ^ 0x10]))
+
+    return flip

@@ -1,0 +1,72 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tf_h5_callback import cli
+from tf_h5_callback.checkpoint_file import write_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for step in (9, 10):
+        write_checkpoint(
+            tmp_path / "model.ckpt-{}.h5".format(step),
+            {"net/w:0": np.zeros((3, 4), "f4"), "global_step:0": np.array(step)},
+            global_step=step,
+            tensorflow_version="1.15.5",
+            metadata={"run": "first"},
+        )
+    return tmp_path
+
+
+def test_list(folder, capsys):
+    assert cli.main(["list", str(folder)]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert [line.split() for line in lines[:2]] == [
+        ["9", str(folder / "model.ckpt-9.h5")],
+        ["10", str(folder / "model.ckpt-10.h5")],
+    ]
+    assert cli.main(["list", "--basename", "other", str(folder)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("which", ["", "model.ckpt-10.h5"])
+def test_show(folder, capsys, which):
+    assert cli.main(["show", str(folder / which)]) == 0
+    out = capsys.readouterr().out
+    for text in ("model.ckpt-10.h5", "step:        10", "1.15.5", "'run': 'first'", "56 bytes"):
+        assert text in out
+    assert ["net/w:0", "float32", "3x4"] in [line.split() for line in out.splitlines()]
+
+
+def test_verify(folder, capsys, damage):
+    paths = [str(folder / "model.ckpt-{}.h5".format(step)) for step in (9, 10)]
+    assert cli.main(["verify"] + paths) == 0
+    damage(paths[1], "net w:0")
+    assert cli.main(["verify"] + paths) == 1
+    intact, damaged = capsys.readouterr().out.splitlines()[2:]
+    assert intact.startswith("intact") and paths[0] in intact
+    assert damaged.startswith("DAMAGED") and paths[1] in damaged and "'net/w:0'" in damaged
+
+
+def test_a_missing_file_is_one_line_on_stderr(folder, capsys):
+    assert cli.main(["show", str(folder / "nothing.h5")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tf-h5: no such checkpoint")
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 2
+
+
+def test_as_a_module(folder):
+    out = subprocess.run(
+        [sys.executable, "-m", "tf_h5_callback", "list", str(folder)],
+        check=True, stdout=subprocess.PIPE, universal_newlines=True,
+    ).stdout  # fmt: skip
+    assert len(out.splitlines()) == 2

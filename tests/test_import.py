@@ -1,0 +1,76 @@
+"""What importing the package costs and brings."""
+
+import inspect
+import subprocess
+import sys
+
+import tf_h5_callback as h5
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, universal_newlines=True
+    ).stdout
+
+
+def test_import_takes_no_tensorflow():
+    loaded = run(
+        "import sys, tf_h5_callback, tf_h5_callback.cli\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in"
+        " ('tensorflow', 'keras', 'tf_keras', 'sklearn', 'matplotlib', 'tqdm')))"
+    )
+    assert loaded.strip() == "[]"
+
+
+def test_reading_works_where_tensorflow_cannot_be_imported(tmp_path):
+    path = tmp_path / "model.ckpt-3.h5"
+    from tf_h5_callback.checkpoint_file import write_checkpoint
+
+    write_checkpoint(path, {"w:0": __import__("numpy").arange(3)}, global_step=3)
+    out = run(
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "import tf_h5_callback as h5\n"
+        "print(h5.load_variable({!r}, 'w:0').tolist())\n"
+        "try:\n    h5.H5CheckpointHook\nexcept ImportError as e:\n    print('needs TensorFlow')\n"
+        .format(str(tmp_path))
+    )
+    assert out.split("\n")[:2] == ["[0, 1, 2]", "needs TensorFlow"]
+
+
+def test_public_names_exist_and_are_documented():
+    for name in h5.__all__:
+        if name in ("H5CheckpointHook",) or name.endswith(("setters", "_variables")):
+            continue  # need TensorFlow; test_hook and test_graph_state use them
+        assert inspect.getdoc(getattr(h5, name)), name
+    assert set(h5.__all__) <= set(dir(h5))
+
+
+def test_unknown_name_is_an_attribute_error():
+    assert not hasattr(h5, "no_such_name")
+
+
+def test_modules_import_downwards_only():
+    """floor of a module > floor of each module of this package that it imports."""
+    import ast
+    import os
+
+    floors = {
+        "errors": 0, "_compat": 0, "timer": 0, "progress": 0,
+        "dtypes": 1, "file_layout": 2, "checkpoint_file": 3,
+        "writer": 4, "checkpoint_dir": 4, "graph_state": 5, "hook": 6, "cli": 7,
+    }  # fmt: skip
+    folder = os.path.dirname(h5.__file__)
+    for name, floor in floors.items():
+        with open(os.path.join(folder, name + ".py")) as f:
+            tree = ast.parse(f.read())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "tf_h5_callback":
+                imported = {alias.name for alias in node.names} & set(floors)
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "tf_h5_callback."
+            ):
+                imported = {node.module.split(".")[1]}
+            else:
+                continue
+            for module in imported:
+                assert floors[module] < floor, "{} imports {}".format(name, module)
