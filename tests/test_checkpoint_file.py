@@ -209,7 +209,7 @@ def test_h5dump_prints_the_numbers(path):
 
     def h5dump(*args):
         return subprocess.run(
-            ["h5dump", *args, path], check=True, stdout=subprocess.PIPE, universal_newlines=True
+            ["h5dump", *args, path], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
 
     text = h5dump("-d", "rnn cell kernel:0")
@@ -228,7 +228,7 @@ def test_h5dump_shows_bfloat16_as_numbers(path):
         pytest.skip("no package here has bfloat16")
     write_checkpoint(path, {"w:0": np.array([1.5, -2.25, 0.0078125]).astype(dtype)})
     text = subprocess.run(
-        ["h5dump", "-d", "w:0", path], check=True, stdout=subprocess.PIPE, universal_newlines=True
+        ["h5dump", "-d", "w:0", path], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     assert "(0): 1.5, -2.25, 0.0078125" in text
 
@@ -236,9 +236,7 @@ def test_h5dump_shows_bfloat16_as_numbers(path):
 @needs_hdf5_tools
 def test_h5ls_lists_the_tensors(path):
     write_checkpoint(path, TENSORS)
-    text = subprocess.run(
-        ["h5ls", path], check=True, stdout=subprocess.PIPE, universal_newlines=True
-    ).stdout
+    text = subprocess.run(["h5ls", path], check=True, stdout=subprocess.PIPE, text=True).stdout
     assert re.search(r"rnn\\ cell\\ kernel:0 +Dataset \{3, 4\}", text)
     assert len(text.splitlines()) == len(TENSORS)
 
@@ -250,7 +248,7 @@ def test_a_reader_made_of_h5dump_and_the_specification(path, tmp_path):
 
     def h5dump(*args):
         return subprocess.run(
-            ["h5dump", *args, path], check=True, stdout=subprocess.PIPE, universal_newlines=True
+            ["h5dump", *args, path], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
 
     listing = re.findall(r"^ dataset +/(.*)$", h5dump("-n"), re.MULTILINE)
@@ -276,7 +274,11 @@ def test_each_damaged_tensor_is_noticed(path, damage):
         damage(path, dataset_name(name))
         with h5.load_checkpoint(path) as checkpoint:
             message = "checkpoint {} is damaged: '{}': its checksum".format(path, name)
-            for read in (checkpoint.verify, checkpoint.read_all, lambda: checkpoint[name]):
+            for read in (
+                checkpoint.verify,
+                checkpoint.read_all,
+                lambda name=name: checkpoint[name],
+            ):
                 with pytest.raises(h5.CheckpointCorruptError, match=re.escape(message)):
                     read()
             assert checkpoint["global_step:0" if name != "global_step:0" else "tiny:0"] is not None

@@ -67,6 +67,6 @@ def test_wrong_usage_is_exit_code_2(capsys):
 def test_as_a_module(folder):
     out = subprocess.run(
         [sys.executable, "-m", "tf_h5_callback", "list", str(folder)],
-        check=True, stdout=subprocess.PIPE, universal_newlines=True,
+        check=True, stdout=subprocess.PIPE, text=True,
     ).stdout  # fmt: skip
     assert len(out.splitlines()) == 2

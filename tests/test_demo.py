@@ -9,7 +9,7 @@ pytest.importorskip("tensorflow.compat.v1")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from tf_h5_callback import demo  # noqa: E402
+from tf_h5_callback import demo
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     process = subprocess.run(
         [sys.executable, "-m", "tf_h5_callback.demo", "--dir", str(folder)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=600,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     return folder, process
 

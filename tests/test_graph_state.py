@@ -193,7 +193,9 @@ def test_unknown_static_shape(tmp_path, use_resource):
 def test_dtypes_of_variables(name, tmp_path, use_resource):
     path = tmp_path / "model.h5"
     dtype = getattr(tf, name)
-    initial = tf.constant([b"a\0b", b"", b"\xff\0"]) if name == "string" else tf.cast([0, 1, 3], dtype)
+    initial = (
+        tf.constant([b"a\0b", b"", b"\xff\0"]) if name == "string" else tf.cast([0, 1, 3], dtype)
+    )
     v = tf.Variable(initial, name="v", use_resource=use_resource)
     zeros = tf.constant([b"", b"", b""]) if name == "string" else tf.cast([0, 0, 0], dtype)
     clear = v.assign(zeros).op

@@ -41,9 +41,7 @@ def counting_graph(increment=1, use_resource=False):
     """One variable that follows the global step; returns the training operation."""
     step = tf.train.get_or_create_global_step()
     with tf.variable_scope("net"):
-        w = tf.get_variable(
-            "w", [4], initializer=tf.zeros_initializer(), use_resource=use_resource
-        )
+        w = tf.get_variable("w", [4], initializer=tf.zeros_initializer(), use_resource=use_resource)
     with tf.control_dependencies([w.assign_add(np.full(4, increment, "f4"), read_value=False)]):
         return step.assign_add(increment, read_value=False)
 
@@ -80,7 +78,9 @@ class Listener(tf.train.CheckpointSaverListener):
     def after_save(self, session, step):
         assert threading.current_thread() is threading.main_thread()
         if self.folder is not None:  # durable, under its final name
-            with h5.load_checkpoint(os.path.join(self.folder, "model.ckpt-%d.h5" % step)) as c:
+            with h5.load_checkpoint(
+                os.path.join(self.folder, "model.ckpt-{}.h5".format(step))
+            ) as c:
                 assert c.step == step
                 c.verify()
         self.calls.append(("after", step))
@@ -317,9 +317,7 @@ def test_a_resumed_run_goes_on_and_does_not_save_again_what_it_restored(folder, 
     train([h5.H5CheckpointHook(folder, save_steps=10, max_to_keep=None)], 4, op())
     listener = Listener()
     with tf.Graph().as_default():
-        hook = h5.H5CheckpointHook(
-            folder, save_steps=10, listeners=[listener], max_to_keep=None
-        )
+        hook = h5.H5CheckpointHook(folder, save_steps=10, listeners=[listener], max_to_keep=None)
         train([hook], 20, op())
     assert listener.calls == [
         "begin", ("before", 14), ("after", 14), ("before", 20), ("after", 20), ("end", 20),
@@ -481,6 +479,47 @@ def test_beside_tensorflows_own_saver_hook(folder, tmp_path, argument):
         assert reader.get_tensor("net/w").tolist() == [last_step] * 4
 
 
+def test_an_existing_script_changes_one_line(folder, tmp_path):
+    """The same calls with TensorFlow's hook and with ours save the same steps."""
+
+    def script(hook_class, checkpoint_dir):
+        with tf.Graph().as_default():
+            train_op, listener = counting_graph(), Listener()
+            hook = hook_class(
+                checkpoint_dir, save_steps=3, checkpoint_basename="net", listeners=[listener]
+            )
+            stop = tf.train.StopAtStepHook(last_step=8)
+            with tf.train.SingularMonitoredSession(hooks=[hook, stop]) as session:
+                while not session.should_stop():
+                    session.run(train_op)
+        return [(n, int(step)) for n, step in (c for c in listener.calls if c != "begin")]
+
+    theirs = script(tf.train.CheckpointSaverHook, str(tmp_path / "theirs"))
+    ours = script(h5.H5CheckpointHook, folder)
+    assert ours == theirs
+    assert steps(folder) == [] and len(h5.list_checkpoints(folder, "net")) == 4
+
+
+@pytest.mark.skipif(not hasattr(tf, "estimator"), reason="TensorFlow 2.16 dropped the Estimator")
+def test_estimator(folder, tmp_path):
+    def model_fn(features, labels, mode):
+        w = tf.get_variable("w", [], initializer=tf.zeros_initializer())
+        with tf.control_dependencies([w.assign_add(1.0)]):
+            train_op = tf.train.get_global_step().assign_add(1)
+        return tf.estimator.EstimatorSpec(mode, loss=tf.reduce_sum(features) + w, train_op=train_op)
+
+    def input_fn():
+        return tf.data.Dataset.from_tensors(([1.0], [1.0])).repeat()
+
+    for model_dir, max_steps in (("first", 4), ("second", 9)):  # a new model_dir: only we resume
+        estimator = tf.estimator.Estimator(model_fn, model_dir=str(tmp_path / model_dir))
+        hook = h5.H5CheckpointHook(folder, save_steps=2)
+        estimator.train(input_fn, hooks=[hook], max_steps=max_steps)
+    assert steps(folder) == [2, 4, 6, 8, 9]
+    assert h5.load_variable(folder, "w:0") == 9
+    assert h5.load_variable(folder, "global_step:0") == 9
+
+
 def test_a_second_session_on_one_graph_adds_no_nodes(folder, graph):
     train_op = counting_graph()
     hook = h5.H5CheckpointHook(folder, save_steps=2)
@@ -591,6 +630,7 @@ def test_a_failed_save_is_raised_at_the_next_step(folder, background, full_disk)
     with pytest.raises(h5.CheckpointError, match="cannot save .*model.ckpt-3.h5.*No space left"):
         with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
             session.run(train_op)
+            hook.wait_until_finished()
             full_disk["full"] = True
             for _ in range(100):
                 session.run(train_op)
@@ -614,6 +654,7 @@ def test_a_failed_save_is_raised_at_the_end(folder, background, full_disk):
     with pytest.raises(h5.CheckpointError, match="model.ckpt-1.h5"):
         with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
             session.run(train_op)
+            hook.wait_until_finished()
             full_disk["full"] = True
 
 
@@ -682,7 +723,7 @@ def test_every_file_is_of_one_step(folder, use_resource):
     step = tf.train.get_or_create_global_step()
     updates = [
         tf.get_variable(
-            "v%d" % i, [1000], initializer=tf.zeros_initializer(), use_resource=use_resource
+            "v{}".format(i), [1000], initializer=tf.zeros_initializer(), use_resource=use_resource
         ).assign_add(tf.ones([1000]))
         for i in range(10)
     ]

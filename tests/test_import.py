@@ -9,7 +9,7 @@ import tf_h5_callback as h5
 
 def run(code):
     return subprocess.run(
-        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, universal_newlines=True
+        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
 
 
@@ -31,8 +31,9 @@ def test_reading_works_where_tensorflow_cannot_be_imported(tmp_path):
         "import sys; sys.modules['tensorflow'] = None\n"
         "import tf_h5_callback as h5\n"
         "print(h5.load_variable({!r}, 'w:0').tolist())\n"
-        "try:\n    h5.H5CheckpointHook\nexcept ImportError as e:\n    print('needs TensorFlow')\n"
-        .format(str(tmp_path))
+        "try:\n    h5.H5CheckpointHook\nexcept ImportError as e:\n    print('needs TensorFlow')\n".format(
+            str(tmp_path)
+        )
     )
     assert out.split("\n")[:2] == ["[0, 1, 2]", "needs TensorFlow"]
 
@@ -57,7 +58,8 @@ def test_modules_import_downwards_only():
     floors = {
         "errors": 0, "_compat": 0, "timer": 0, "progress": 0,
         "dtypes": 1, "file_layout": 2, "checkpoint_file": 3,
-        "writer": 4, "checkpoint_dir": 4, "graph_state": 5, "hook": 6, "cli": 7,
+        "checkpoint_reader": 4, "writer": 4, "checkpoint_dir": 5,
+        "graph_state": 6, "hook": 7, "cli": 7,
     }  # fmt: skip
     folder = os.path.dirname(h5.__file__)
     for name, floor in floors.items():

@@ -8,7 +8,7 @@ import tf_h5_callback as h5
 
 tf = pytest.importorskip("tensorflow.compat.v1")
 
-# As tf.disable_v2_behavior() does: the moving averages of TensorFlow 2.16 and newer cannot initialise
+# As tf.disable_v2_behavior() does: the moving averages of the newest TensorFlow cannot initialise
 # themselves from ref variables inside the control flow of version 2.
 tf.disable_control_flow_v2()
 

@@ -69,7 +69,7 @@ def test_the_process_ends_after_the_job_even_if_nobody_waits(tmp_path):
         "raise ValueError('training failed')\n".format(str(done))
     )
     process = subprocess.run(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, universal_newlines=True, timeout=60
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=60
     )
     assert process.returncode == 1
     assert "ValueError: training failed" in process.stderr

@@ -15,7 +15,7 @@ from tf_h5_callback.checkpoint_dir import (
     load_checkpoint,
     load_variable,
 )
-from tf_h5_callback.checkpoint_file import Checkpoint
+from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import (
     CheckpointCorruptError,
     CheckpointError,

@@ -15,7 +15,8 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from tf_h5_callback.checkpoint_file import Checkpoint, PathLike
+from tf_h5_callback.checkpoint_file import PathLike
+from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
 
 _log = logging.getLogger("tf_h5_callback")

@@ -8,7 +8,7 @@ from typing import List, Optional
 
 from tf_h5_callback import __version__
 from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, list_checkpoints, load_checkpoint
-from tf_h5_callback.checkpoint_file import Checkpoint
+from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointError
 
 

@@ -24,7 +24,8 @@ from typing import (
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from tf_h5_callback.checkpoint_file import Checkpoint, PathLike, write_checkpoint
+from tf_h5_callback.checkpoint_file import PathLike, write_checkpoint
+from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointMismatchError
 
 Setter = Tuple[Any, Any]
