@@ -3,8 +3,12 @@
 import inspect
 import subprocess
 import sys
+import textwrap
+
+import numpy as np
 
 import tf_h5_callback as h5
+from tf_h5_callback.checkpoint_file import write_checkpoint
 
 
 def run(code):
@@ -24,17 +28,20 @@ def test_import_takes_no_tensorflow():
 
 def test_reading_works_where_tensorflow_cannot_be_imported(tmp_path):
     path = tmp_path / "model.ckpt-3.h5"
-    from tf_h5_callback.checkpoint_file import write_checkpoint
-
-    write_checkpoint(path, {"w:0": __import__("numpy").arange(3)}, global_step=3)
-    out = run(
-        "import sys; sys.modules['tensorflow'] = None\n"
-        "import tf_h5_callback as h5\n"
-        "print(h5.load_variable({!r}, 'w:0').tolist())\n"
-        "try:\n    h5.H5CheckpointHook\nexcept ImportError as e:\n    print('needs TensorFlow')\n".format(
-            str(tmp_path)
-        )
+    write_checkpoint(path, {"w:0": np.arange(3)}, global_step=3)
+    code = textwrap.dedent(
+        """
+        import sys
+        sys.modules["tensorflow"] = None
+        import tf_h5_callback as h5
+        print(h5.load_variable({!r}, "w:0").tolist())
+        try:
+            h5.H5CheckpointHook
+        except ImportError:
+            print("needs TensorFlow")
+        """
     )
+    out = run(code.format(str(tmp_path)))
     assert out.split("\n")[:2] == ["[0, 1, 2]", "needs TensorFlow"]
 
 
