@@ -1,25 +1,8 @@
-"""What is saved of a graph: one fetch for each tensor, and one setter to put it back.
-
-A setter is the pair of the blog post this package grew from: a placeholder and an operation that
-assigns it. Setters are made once for a graph and found again by a second hook or session, since a
-graph that a ``MonitoredSession`` has finalised takes no new nodes.
-"""
+"""The state of a graph, copied out of a session and assigned to it, each with one run."""
 
 from __future__ import annotations
 
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -27,26 +10,18 @@ import tensorflow.compat.v1 as tf
 from tf_h5_callback.checkpoint_file import PathLike, write_checkpoint
 from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointMismatchError
-
-Setter = Tuple[Any, Any]
-Setters = Dict[str, Setter]
-VarList = Union[None, Iterable[Any], Mapping[str, Any], Callable[[Any], bool]]
-
-
-class _Part(NamedTuple):
-    """A variable, and which part of the saved tensor it is (None: all of it)."""
-
-    fetch: Any
-    slices: Optional[Tuple[slice, ...]]
-
-
-class _Item(NamedTuple):
-    """One tensor of the file: its name there, what the graph wants it to be, where it is."""
-
-    name: str
-    dtype: Any
-    shape: Any
-    parts: List[_Part]
+from tf_h5_callback.setters import (
+    Item,
+    Setter,
+    Setters,
+    VarList,
+    has_setters,
+    items_of,
+    iterator_saveable,
+    saveable_setters,
+    select,
+    variable_setter,
+)
 
 
 class GraphState:
@@ -66,25 +41,25 @@ class GraphState:
     def __init__(self, var_list: VarList = None, iterators: Iterable[Any] = (), graph: Any = None):
         self._graph = graph or tf.get_default_graph()
         self._var_list = var_list
-        self._items: Dict[str, _Item] = {}
+        self._items: Dict[str, Item] = {}
         self._setters: Setters = {}
         with self._graph.as_default():
-            variables, saveables = _select(self._graph, var_list)
+            variables, saveables = select(self._graph, var_list)
             step = tf.train.get_global_step()
             if step is not None and not any(step is v for vs in variables.values() for v in vs):
                 variables.setdefault(step.name, []).append(step)
-            for item, members in _items(variables):
-                self._add(item, _setter(self._graph, item, members))
+            for item, members in items_of(variables):
+                self._add(item, variable_setter(self._graph, item, members))
             for saveable in saveables:
-                for item, setter in _saveable_setters(self._graph, saveable):
+                for item, setter in saveable_setters(self._graph, saveable):
                     self._add(item, setter)
             for iterator in iterators:
-                saveable = _iterator_saveable(self._graph, iterator)
-                for item, setter in _saveable_setters(self._graph, saveable):
+                saveable = iterator_saveable(self._graph, iterator)
+                for item, setter in saveable_setters(self._graph, saveable):
                     # Its spec is named differently from version to version of TensorFlow.
                     self._add(item._replace(name=saveable.name), setter)
 
-    def _add(self, item: _Item, setter: Setter) -> None:
+    def _add(self, item: Item, setter: Setter) -> None:
         if item.name in self._items:
             raise ValueError("two variables would be saved as {!r}".format(item.name))
         self._items[item.name] = item
@@ -100,12 +75,11 @@ class GraphState:
         """
         if self._var_list is not None and not callable(self._var_list):
             return
-        variables, saveables = _select(self._graph, self._var_list)
+        variables, saveables = select(self._graph, self._var_list)
         known = {id(part.fetch) for item in self._items.values() for part in item.parts}
-        seen = _cache(self._graph)
-        refused = [s.name for s in saveables if _key(s) not in seen]
+        refused = [s.name for s in saveables if not has_setters(self._graph, s)]
         late = {name: vs for name, vs in variables.items() if id(vs[0]) not in known}
-        for item, members in _items(late):
+        for item, members in items_of(late):
             inputs = members[0].initializer.inputs
             if len(members) > 1 or len(inputs) != 2:
                 refused.append(item.name)
@@ -170,8 +144,10 @@ def create_setters(var_list: VarList = None) -> Setters:
       RuntimeError: the graph is finalised and does not have the setters yet.
     """
     graph = tf.get_default_graph()
-    variables, _ = _select(graph, var_list)
-    return {item.name: _setter(graph, item, members) for item, members in _items(variables)}
+    variables, _ = select(graph, var_list)
+    return {
+        item.name: variable_setter(graph, item, members) for item, members in items_of(variables)
+    }
 
 
 def save_variables(
@@ -193,8 +169,8 @@ def save_variables(
       CheckpointError: the file could not be written.
       ValueError, TypeError: see `create_setters`; TypeError also for metadata that is not JSON.
     """
-    variables, _ = _select(session.graph, var_list)
-    items = [item for item, _ in _items(variables)]
+    variables, _ = select(session.graph, var_list)
+    items = [item for item, _ in items_of(variables)]
     step = tf.train.get_global_step(session.graph)
     values, step_value = session.run(
         ([[part.fetch for part in item.parts] for item in items], [] if step is None else step)
@@ -226,7 +202,7 @@ def restore_variables(session: Any, path: PathLike, setters: Optional[Setters] =
         with session.graph.as_default():
             setters = create_setters()
     items = [
-        _Item(name, placeholder.dtype, placeholder.shape, [])
+        Item(name, placeholder.dtype, placeholder.shape, [])
         for name, (_, placeholder) in setters.items()
     ]
     with Checkpoint(path) as checkpoint:
@@ -234,140 +210,7 @@ def restore_variables(session: Any, path: PathLike, setters: Optional[Setters] =
         _assign(session, setters, checkpoint.read_all())
 
 
-def _select(graph: Any, var_list: VarList) -> Tuple[Dict[str, List[Any]], List[Any]]:
-    """What `var_list` names: ``{name in file: [variable]}``, and saveables.
-
-    Several variables under one name are the parts of one partitioned variable. A callable chooses
-    among variables only; saveables (lookup tables, ...) then all belong to it.
-    """
-    if var_list is None or callable(var_list):
-        chosen: Any = graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
-        if var_list is not None:
-            chosen = filter(var_list, chosen)
-        saveables = graph.get_collection(tf.GraphKeys.SAVEABLE_OBJECTS)
-    else:
-        chosen, saveables = var_list, []
-    named = chosen.items() if isinstance(chosen, Mapping) else ((None, v) for v in chosen)
-    variables: Dict[str, List[Any]] = {}
-    for name, value in named:
-        if hasattr(value, "specs") and hasattr(value, "restore"):
-            saveables = saveables + [value]
-            continue
-        # A partitioned variable is a sequence of its parts.
-        for v in value if hasattr(value, "as_tensor") else [value]:
-            if not hasattr(v, "initializer") or not hasattr(v, "dtype"):
-                raise TypeError("var_list holds {!r}, which is not a variable".format(v))
-            info = getattr(v, "_save_slice_info", None)
-            own_name = info.full_name + ":0" if info else v.name
-            members = variables.setdefault(own_name if name is None else name, [])
-            if not any(v is m for m in members):
-                members.append(v)
-    return variables, list(dict.fromkeys(saveables))
-
-
-def _items(variables: Mapping[str, Sequence[Any]]) -> List[Tuple[_Item, Sequence[Any]]]:
-    return [(_item(name, members), members) for name, members in variables.items()]
-
-
-def _item(name: str, members: Sequence[Any]) -> _Item:
-    first = members[0]
-    info = getattr(first, "_save_slice_info", None)
-    if info is None:
-        if len(members) > 1:
-            raise ValueError("two variables would be saved as {!r}".format(name))
-        return _Item(name, first.dtype.base_dtype, first.shape, [_Part(first, None)])
-    shape = tf.TensorShape(info.full_shape)
-    if sum(v.shape.num_elements() for v in members) != shape.num_elements():
-        raise ValueError(
-            "var_list has only some parts of the partitioned variable {!r}".format(name)
-        )
-    parts = [_Part(v, _slices(v._save_slice_info)) for v in members]
-    return _Item(name, first.dtype.base_dtype, shape, parts)
-
-
-def _slices(info: Any) -> Tuple[slice, ...]:
-    return tuple(slice(o, o + n) for o, n in zip(info.var_offset, info.var_shape))
-
-
-def _cache(graph: Any) -> Dict[Any, Any]:
-    """The nodes we have made in a graph. They live on the graph, so that they die with it."""
-    if not hasattr(graph, "_tf_h5_callback_nodes"):
-        graph._tf_h5_callback_nodes = {}
-    return graph._tf_h5_callback_nodes
-
-
-def _key(value: Any) -> Tuple[str, int]:
-    return type(value).__name__, id(value)
-
-
-def _placeholder(dtype: Any, shape: Any, name: str) -> Any:
-    with tf.name_scope(None):
-        return tf.placeholder(dtype, shape, name=name.split(":")[0] + "_setter")
-
-
-def _setter(graph: Any, item: _Item, members: Sequence[Any]) -> Setter:
-    key = tuple(v.name for v in members)
-    cache = _cache(graph)
-    if key not in cache:
-        with graph.as_default(), tf.control_dependencies(None):
-            # Named after the variable even where the file calls it something else.
-            name = members[0].name if len(members) == 1 else item.name
-            placeholder = _placeholder(item.dtype, item.shape, name)
-            if len(members) == 1:
-                op = _assign_op(members[0], placeholder)
-            else:
-                op = tf.group(
-                    *[
-                        _assign_op(v, placeholder[part.slices])
-                        for v, part in zip(members, item.parts)
-                    ]
-                )
-        cache[key] = op, placeholder
-    return cache[key]
-
-
-def _assign_op(variable: Any, value: Any) -> Any:
-    if variable.shape.is_fully_defined() or not hasattr(variable, "_ref"):
-        return variable.assign(value, read_value=False)
-    return tf.assign(variable, value, validate_shape=False).op
-
-
-def _saveable_setters(graph: Any, saveable: Any) -> List[Tuple[_Item, Setter]]:
-    """One item for each tensor of a saveable's save specs; they share one restore operation."""
-    cache = _cache(graph)
-    if _key(saveable) not in cache:
-        items, placeholders, values = [], [], []
-        with graph.as_default(), tf.control_dependencies(None):
-            for spec in saveable.specs:
-                fetch = spec.tensor
-                if fetch.dtype == tf.variant:
-                    fetch = tf.io.serialize_tensor(fetch)
-                placeholder = _placeholder(fetch.dtype.base_dtype, None, spec.name)
-                placeholders.append(placeholder)
-                values.append(
-                    tf.io.parse_tensor(placeholder, tf.variant)
-                    if spec.tensor.dtype == tf.variant
-                    else placeholder
-                )
-                items.append(
-                    _Item(spec.name, placeholder.dtype, placeholder.shape, [_Part(fetch, None)])
-                )
-            op = saveable.restore(values, None)
-        # The saveable itself is kept: while it lives its id cannot be another's.
-        cache[_key(saveable)] = saveable, [(item, (op, p)) for item, p in zip(items, placeholders)]
-    return cache[_key(saveable)][1]
-
-
-def _iterator_saveable(graph: Any, iterator: Any) -> Any:
-    cache = _cache(graph)
-    if _key(iterator) not in cache:
-        with graph.as_default(), tf.name_scope(None):
-            saveable = tf.data.experimental.make_saveable_from_iterator(iterator)
-        cache[_key(iterator)] = iterator, saveable
-    return cache[_key(iterator)][1]
-
-
-def _assemble(item: _Item, values: Sequence[Any]) -> np.ndarray:
+def _assemble(item: Item, values: Sequence[Any]) -> np.ndarray:
     """What ``session.run`` returned for the parts of an item -> the tensor to be stored."""
     if item.parts[0].slices is None:
         value = values[0]
@@ -378,7 +221,7 @@ def _assemble(item: _Item, values: Sequence[Any]) -> np.ndarray:
     return tensor
 
 
-def _check(items: Iterable[_Item], checkpoint: Checkpoint) -> None:
+def _check(items: Iterable[Item], checkpoint: Checkpoint) -> None:
     differences = []
     wanted = {item.name: item for item in items}
     for name in sorted(set(wanted) | set(checkpoint)):
