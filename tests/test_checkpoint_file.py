@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tf_h5_callback as h5
-from tf_h5_callback import file_layout
+from tf_h5_callback import planned_file
 from tf_h5_callback._compat import extension_dtype
 from tf_h5_callback.checkpoint_file import dataset_name, write_checkpoint
 
@@ -173,7 +173,7 @@ def test_we_read_the_file_of_the_loop_of_the_post(path):
             if value.dtype != object:
                 f.create_dataset(name.replace("/", " "), data=value)
         f.create_dataset("note:0", data="t\u00e9xt")
-        f.attrs["tensorflow_version"] = "1.8.0"
+        f.attrs["tensorflow_version"] = np.bytes_("1.8.0")
     with h5.load_checkpoint(path) as checkpoint:
         assert checkpoint["note:0"].tolist() == "t\u00e9xt".encode()
         for name, value in TENSORS.items():
@@ -369,7 +369,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(path, tmp_path, monk
     def full(file, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(file_layout, "_write_all", full)
+    monkeypatch.setattr(planned_file, "_write_all", full)
     with pytest.raises(h5.CheckpointError, match="cannot save .*" + re.escape(path)):
         write_checkpoint(path, TENSORS, global_step=2)
     assert os.listdir(tmp_path) == [os.path.basename(path)]

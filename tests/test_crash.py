@@ -10,6 +10,7 @@ import time
 import pytest
 
 import tf_h5_callback as h5
+from tf_h5_callback.atomic_file import is_temporary
 
 pytest.importorskip("tensorflow.compat.v1")
 
@@ -20,15 +21,15 @@ SCRIPT = textwrap.dedent(
     import sys, time
     import tensorflow.compat.v1 as tf
     import tf_h5_callback as h5
-    from tf_h5_callback import file_layout
+    from tf_h5_callback import planned_file
 
     folder, how, slow = sys.argv[1], sys.argv[2], float(sys.argv[3])
-    real = file_layout._write_all
+    real = planned_file._write_all
     def write_all(file, data):
         real(file, memoryview(data)[: len(data) // 2])
         time.sleep(slow)
         real(file, memoryview(data)[len(data) // 2 :])
-    file_layout._write_all = write_all
+    planned_file._write_all = write_all
 
     with tf.Graph().as_default():
         step = tf.train.get_or_create_global_step()
@@ -104,3 +105,37 @@ def test_a_process_that_is_killed_again_and_again_gets_to_the_end(script, tmp_pa
     assert "started at {}".format(last) in out or last <= 0
     assert h5.list_checkpoints(folder)[-1][0] == 200
     assert (h5.load_variable(folder, "w:0") == 200).all()
+
+
+def test_ctrl_c_in_the_middle_of_a_save(script, tmp_path):
+    """SIGINT while a background write is in flight: it is completed, nothing is left broken."""
+    folder = tmp_path / "run"
+    process = script("train", slow=0.3)
+    assert "started at" in process.stdout.readline()
+    deadline = time.monotonic() + 60
+    while not any(is_temporary(name) for name in os.listdir(folder)):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and "KeyboardInterrupt" in err
+    assert all(name.endswith(".h5") for name in os.listdir(folder))
+    for step, path in h5.list_checkpoints(folder):
+        with h5.load_checkpoint(path) as checkpoint:
+            assert (checkpoint["w:0"] == step).all()
+
+
+def test_two_processes_on_one_folder_by_mistake(script, tmp_path):
+    """No damaged file, and the second to come names the first."""
+    folder = tmp_path / "run"
+    first = script("train", slow=0.2)  # takes longer than the second needs to start
+    assert "started at" in first.stdout.readline()
+    second = script("train", slow=0.005)
+    errors = [process.communicate(timeout=120)[1] for process in (first, second)]
+    assert first.returncode == second.returncode == 0, errors
+    assert "is used for writing by another process: pid {} (".format(first.pid) in errors[1]
+    assert "train.py" in errors[1]
+    for step, path in h5.list_checkpoints(folder):
+        with h5.load_checkpoint(path) as checkpoint:
+            assert (checkpoint["w:0"] == step).all()
+    assert h5.list_checkpoints(folder)[-1][0] == 200

@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import signal
+import subprocess
 import threading
 
 import numpy as np
@@ -12,7 +14,7 @@ import tf_h5_callback as h5
 
 tf = pytest.importorskip("tensorflow.compat.v1")
 
-from tf_h5_callback import checkpoint_file, file_layout  # noqa: E402
+from tf_h5_callback import checkpoint_file, planned_file  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -371,12 +373,35 @@ def test_a_damaged_newest_file_loses_against_an_older_one(folder, damage, caplog
     assert h5.load_variable(folder, "net/w:0").tolist() == [8] * 4
 
 
+def test_a_damaged_file_is_kept_aside(folder, damage, caplog):
+    """It neither counts for retention, nor is it overwritten when training comes by again."""
+    train([h5.H5CheckpointHook(folder, save_steps=2, max_to_keep=3)], 6)
+    path = os.path.join(folder, "model.ckpt-6.h5")
+    damage(path, "net w:0")
+    with open(path, "rb") as f:
+        content = f.read()
+    resume([h5.H5CheckpointHook(folder, save_steps=2, max_to_keep=3)], 6)
+    assert steps(folder) == [2, 4, 6]
+    with open(path + ".damaged", "rb") as f:
+        assert f.read() == content
+    assert "the damaged checkpoint is kept as {}.damaged".format(path) in caplog.text
+    damage(path, "net w:0")
+    resume([h5.H5CheckpointHook(folder, save_steps=2, max_to_keep=3)], 6)
+    assert sorted(n for n in os.listdir(folder) if "damaged" in n) == [
+        "model.ckpt-6.h5.damaged",
+        "model.ckpt-6.h5.damaged-2",
+    ]
+
+
 def test_if_all_are_damaged_training_does_not_start(folder, damage):
     train([h5.H5CheckpointHook(folder, save_steps=9)], 1)
     for _, path in h5.list_checkpoints(folder):
         damage(path, "net w:0")
-    with pytest.raises(h5.CheckpointCorruptError, match="none of the 2 checkpoints"):
-        resume([h5.H5CheckpointHook(folder, save_steps=9)], 2)
+    before = os.listdir(folder)
+    for _ in range(2):  # not even at the second try
+        with pytest.raises(h5.CheckpointCorruptError, match="none of the 2 checkpoints"):
+            resume([h5.H5CheckpointHook(folder, save_steps=9)], 2)
+    assert os.listdir(folder) == before
 
 
 def test_another_graph(folder):
@@ -607,10 +632,44 @@ def test_a_table_of_a_later_hook_is_refused_loudly(folder):
 # When saving fails
 
 
+def test_a_really_full_disk(tmp_path, caplog):
+    """A small tmpfs fills up in the middle of training, and is made larger again."""
+    folder = str(tmp_path / "tmpfs")
+    os.mkdir(folder)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        train_op = counting_graph()
+        tf.get_variable("ballast", [50000], initializer=tf.zeros_initializer())  # 200 KB
+        hook = h5.H5CheckpointHook(
+            folder, save_steps=1, max_to_keep=None, on_error="warn", background=False
+        )
+        with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
+            for _ in range(7):
+                session.run(train_op)
+            full = steps(folder)
+            assert full == [0, 1, 2, 3, 4]
+            assert len(os.listdir(folder)) == 5
+            subprocess.run(["mount", "-o", "remount,size=9m", folder], check=True)
+            session.run(train_op)
+        assert steps(folder) == [*full, 8]
+        for _, path in h5.list_checkpoints(folder):
+            with h5.load_checkpoint(path) as checkpoint:
+                checkpoint.verify()
+        warnings = [r.getMessage() for r in caplog.records if "is not saved" in r.getMessage()]
+        assert len(warnings) == 3
+        assert re.search(
+            r"step 7 is not saved.*[\d,]+ bytes are needed, [\d,]+ are free", warnings[2]
+        )
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     """A disk that is full until told otherwise."""
-    real = file_layout._write_all
+    real = planned_file._write_all
     state = {"full": True, "failures": 0}
 
     def write_all(file, data):
@@ -619,7 +678,7 @@ def full_disk(monkeypatch):
             raise OSError(28, "No space left on device")
         real(file, data)
 
-    monkeypatch.setattr(file_layout, "_write_all", write_all)
+    monkeypatch.setattr(planned_file, "_write_all", write_all)
     return state
 
 
@@ -695,17 +754,101 @@ def test_an_error_that_is_no_failed_save_is_never_only_a_warning(folder, monkeyp
         train([hook], 5)
 
 
+# Signals
+
+
+@pytest.fixture
+def handlers():
+    """Whatever a test does, the process gets its handlers back."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    earlier = {number: signal.getsignal(number) for number in numbers}
+    yield earlier
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+class Send(tf.train.SessionRunHook):
+    """Sends signals to its own process in the middle of given runs."""
+
+    def __init__(self, signals):
+        self.signals, self.run = signals, 0
+
+    def before_run(self, run_context):
+        self.run += 1
+        if self.run in self.signals:
+            os.kill(os.getpid(), self.signals[self.run])
+
+
+def test_sigusr1_saves_and_training_goes_on(folder, handlers):
+    send = Send({4: signal.SIGUSR1, 7: signal.SIGUSR1})
+    hook = h5.H5CheckpointHook(folder, save_steps=100, save_on_signal=signal.SIGUSR1)
+    train([hook, send], 10)
+    assert steps(folder) == [0, 4, 7, 10]
+    assert signal.getsignal(signal.SIGUSR1) == handlers[signal.SIGUSR1]
+
+
+def test_sigterm_saves_and_training_ends_cleanly(folder, background, handlers):
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    listener = Listener(folder)
+    hook = h5.H5CheckpointHook(
+        folder,
+        save_steps=100,
+        save_on_signal=[signal.SIGTERM, signal.SIGUSR1],
+        background=background,
+        listeners=[listener],
+    )
+    train([hook, Send({5: signal.SIGTERM})], 1000)
+    assert steps(folder) == [0, 5]
+    assert listener.calls[-1] == ("end", 5)
+    assert heard == [signal.SIGTERM]  # the earlier handler, which is back, too
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.getsignal(signal.SIGTERM)
+    assert heard == [signal.SIGTERM] * 2
+    resume([h5.H5CheckpointHook(folder, save_steps=100)], 8)
+    assert h5.load_variable(folder, "net/w:0").tolist() == [8] * 4
+
+
+def test_a_signal_when_the_step_is_saved_already_saves_nothing_again(folder, handlers):
+    hook = h5.H5CheckpointHook(folder, save_steps=4, save_on_signal=signal.SIGUSR1)
+    train([hook, Send({4: signal.SIGUSR1})], 6)
+    assert steps(folder) == [0, 4, 6]
+
+
+def test_without_save_on_signal_no_handler_is_touched(folder, handlers):
+    hook = h5.H5CheckpointHook(folder, save_steps=4)
+    train_op = counting_graph()
+    with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
+        session.run(train_op)
+        for number, handler in handlers.items():
+            assert signal.getsignal(number) == handler
+
+
+def test_after_training_that_raised_a_signal_goes_to_the_earlier_handler(folder, handlers):
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    hook = h5.H5CheckpointHook(folder, save_steps=4, save_on_signal=signal.SIGTERM)
+    train_op = counting_graph()
+    with pytest.raises(ValueError):
+        with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
+            session.run(train_op)
+            raise ValueError
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.getsignal(signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
+
+
 # Background
 
 
 def test_training_goes_on_while_a_file_is_written(folder, monkeypatch):
-    go, real = threading.Event(), file_layout._write_all
+    go, real = threading.Event(), planned_file._write_all
 
     def slow(file, data):
         assert go.wait(60)
         real(file, data)
 
-    monkeypatch.setattr(file_layout, "_write_all", slow)
+    monkeypatch.setattr(planned_file, "_write_all", slow)
     train_op = counting_graph()
     hook = h5.H5CheckpointHook(folder, save_steps=100)
     with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
@@ -719,7 +862,7 @@ def test_training_goes_on_while_a_file_is_written(folder, monkeypatch):
 
 
 def test_every_file_is_of_one_step(folder, use_resource):
-    """Training that updates as fast as it can: no file mixes two steps."""
+    """1,000 saves while training updates as fast as it can: no file mixes two steps."""
     step = tf.train.get_or_create_global_step()
     updates = [
         tf.get_variable(
@@ -729,8 +872,8 @@ def test_every_file_is_of_one_step(folder, use_resource):
     ]
     with tf.control_dependencies(updates):
         train_op = step.assign_add(1)
-    train([h5.H5CheckpointHook(folder, save_steps=1, max_to_keep=None)], 100, train_op)
-    assert steps(folder) == list(range(101))
+    train([h5.H5CheckpointHook(folder, save_steps=1, max_to_keep=None)], 999, train_op)
+    assert steps(folder) == list(range(1000))
     for n, path in h5.list_checkpoints(folder):
         with h5.load_checkpoint(path) as checkpoint:
             values = checkpoint.read_all()

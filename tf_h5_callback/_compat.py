@@ -21,11 +21,9 @@ _SEEK_LOCK = threading.Lock()
 H5PY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)
 
 
-def open_h5(path: str, mode: str) -> h5py.File:
-    """Opens an HDF5 file without HDF5's file locking where h5py can do so (3.5 and newer)."""
-    if mode == "r":
-        return h5py.File(path, mode, **_NO_LOCKING)
-    return h5py.File(path, mode, libver=("v108", "v108"), **_NO_LOCKING)
+def open_h5(path: str) -> h5py.File:
+    """Opens an HDF5 file to read, without HDF5's file locking where h5py can do so (since 3.5)."""
+    return h5py.File(path, "r", **_NO_LOCKING)
 
 
 def read_at(file: IO[bytes], view: memoryview, offset: int) -> int:

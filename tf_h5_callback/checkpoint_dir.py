@@ -15,6 +15,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
+from tf_h5_callback.atomic_file import FolderLock
 from tf_h5_callback.checkpoint_file import PathLike
 from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
@@ -96,11 +97,34 @@ class CheckpointDir:
         self._max_to_keep = max_to_keep
         self._keep_every_n_hours = keep_checkpoint_every_n_hours
         self._pattern = re.compile(re.escape(basename) + r"-(0|[1-9][0-9]*)\.h5")
+        self._lock: Optional[FolderLock] = None
         self._written_at: Dict[str, datetime.datetime] = {}
 
-    def create(self) -> None:
-        """Creates the folder, with its parents, where it does not exist."""
+    def open_for_writing(self) -> None:
+        """Creates the folder where it does not exist, and says that this process writes in it.
+
+        Removes temporary files that dead processes left; warns of living ones that write here too.
+        """
         os.makedirs(self.path, exist_ok=True)
+        if self._lock is None:
+            self._lock = FolderLock(self.path)
+        left = self._lock.remove_leftovers()
+        others = self._lock.other_processes()
+        if others:
+            _log.warning(
+                "%s is used for writing by another process: %s. Each run needs a folder of its "
+                "own: they delete and resume from each other's checkpoints",
+                self.path,
+                ", ".join(others),
+            )
+        elif left:
+            _log.info("temporary files in %s, perhaps left by dead processes: %s", self.path, left)
+
+    def close(self) -> None:
+        """Says that this process writes here no more."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def path_for(self, global_step: int) -> str:
         """The file of a step."""
@@ -115,13 +139,17 @@ class CheckpointDir:
         matches = filter(None, map(self._pattern.fullmatch, names))
         return sorted((int(m.group(1)), os.path.join(self.path, m.group())) for m in matches)
 
-    def read_newest_intact(self, check: Check = _no_check) -> Optional[Tuple[str, Tensors]]:
+    def read_newest_intact(
+        self, check: Check = _no_check, move_damaged: bool = False
+    ) -> Optional[Tuple[str, Tensors]]:
         """Reads, whole and verified, the newest checkpoint that is not damaged.
 
         A damaged one is passed over with a warning that names the file and the reason.
 
         Args:
           check: see `read_whole`.
+          move_damaged: rename the damaged ones that were passed over to ``<name>.damaged``, so that
+            they neither count nor are overwritten. Only if an intact one is found.
 
         Returns:
           Its path and its tensors, or None where there are no checkpoints at all.
@@ -129,17 +157,23 @@ class CheckpointDir:
         Raises:
           CheckpointCorruptError: there are checkpoints, but none is intact; lists them all.
         """
-        damage: List[str] = []
+        damaged: Dict[str, CheckpointCorruptError] = {}
         for _, path in reversed(self.list()):
             try:
-                return read_whole(path, check)
+                newest = read_whole(path, check)
             except CheckpointCorruptError as error:
                 _log.warning("%s; trying the one before it", error)
-                damage.append(str(error))
-        if damage:
+                damaged[path] = error
+            except CheckpointNotFoundError:
+                continue  # deleted since it was listed
+            else:
+                for path in damaged if move_damaged else ():
+                    _move_aside(path)
+                return newest
+        if damaged:
             raise CheckpointCorruptError(
                 "none of the {} checkpoints in {} is intact; to start anew, move them away:\n"
-                "  {}".format(len(damage), self.path, "\n  ".join(damage))
+                "  {}".format(len(damaged), self.path, "\n  ".join(map(str, damaged.values())))
             )
         return None
 
@@ -182,6 +216,19 @@ class CheckpointDir:
             if last is None or self._written_at[path] - last >= distance:
                 last = self._written_at[path]
                 yield path
+
+
+def _move_aside(path: str) -> None:
+    aside, n = path + ".damaged", 1
+    while os.path.exists(aside):
+        n += 1
+        aside = "{}.damaged-{}".format(path, n)
+    try:
+        os.rename(path, aside)
+    except OSError as error:
+        _log.warning("cannot move the damaged checkpoint %s aside: %s", path, error)
+    else:
+        _log.warning("the damaged checkpoint is kept as %s", aside)
 
 
 def _remove(path: str) -> None:

@@ -1,29 +1,32 @@
 """``{name: ndarray}`` and metadata -> one checkpoint file. The format: ``docs/format.rst``.
 
-Writing is atomic: a temporary file in the same folder, fsync, rename, fsync of the folder. Under
-its final name a file is whole.
+Writing is atomic (`atomic_file`): under its final name a file is whole.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
-import uuid
 import zlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
 from urllib.parse import quote
 
-import h5py
 import numpy as np
 
-from tf_h5_callback import dtypes, file_layout
-from tf_h5_callback._compat import H5PY_ERRORS, open_h5
+from tf_h5_callback import dtypes, planned_file
+from tf_h5_callback._compat import H5PY_ERRORS
+from tf_h5_callback.atomic_file import atomic_write
 from tf_h5_callback.errors import CheckpointError
 
 FORMAT = "tf_h5_callback"
 FORMAT_VERSION = 1
+_ATTRIBUTES_SIZE = 8192  # what HDF5 needs for the others, at most
+# All but attributes_crc32, in the order in which it covers them.
+ATTRIBUTES = (
+    *("format", "format_version", "crc32", "global_step"),
+    *("tensorflow_version", "written_at", "metadata", "encoding"),
+)
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -59,31 +62,25 @@ def write_checkpoint(
       TypeError: the metadata is not JSON.
     """
     path = os.path.abspath(os.fspath(path))
-    folder, name = os.path.split(path)
-    attributes: Dict[str, Any] = {
+    given: Dict[str, Any] = {
         "metadata": metadata if isinstance(metadata, str) else metadata_to_json(metadata),
         "tensorflow_version": tensorflow_version,
         "global_step": None if global_step is None else np.int64(global_step),
     }
-    temporary = os.path.join(folder, ".{}.{}.tmp".format(name, uuid.uuid4().hex))
     try:
         encoded = _encode(tensors)
         specs = tuple(
-            file_layout.DatasetSpec(key, value.shape, value.dtype)
+            planned_file.DatasetSpec(key, value.shape, value.dtype)
             for key, value in encoded.tensors.items()
         )
-        layout = file_layout.plan(specs, folder)
-        with open(temporary, "xb", buffering=0) as f:
-            crcs = file_layout.write(f, layout, encoded.tensors)
-            _set_attributes(temporary, attributes, encoded.encoding, crcs)
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        _sync_folder(folder)
+        layout = planned_file.plan(specs)
+        size = layout.size + len(given["metadata"]) + 4 * len(specs) + _ATTRIBUTES_SIZE
+        with atomic_write(path, size) as f:
+            crcs = planned_file.write(f, layout, encoded.tensors)
+            attributes = _attributes(given, encoded.encoding, crcs)
+            planned_file.write_attributes(f, layout, attributes)
     except (*H5PY_ERRORS, TypeError) as error:
         raise CheckpointError("cannot save checkpoint {}: {}".format(path, error)) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
 
 
 def metadata_to_json(metadata: Optional[Mapping[str, Any]]) -> str:
@@ -121,48 +118,40 @@ def _encode(tensors: Mapping[str, np.ndarray]) -> _Encoded:
     return _Encoded(encoded, {key: value for key, value in encoding.items() if value})
 
 
-def _set_attributes(
-    path: str,
-    attributes: Mapping[str, Any],
-    encoding: Mapping[str, Any],
-    crcs: Mapping[str, int],
-) -> None:
-    """Completes the file. Text has a fixed length: HDF5 keeps no checksum of the other kind."""
+def _attributes(
+    given: Mapping[str, Any], encoding: Mapping[str, Any], crcs: Mapping[str, int]
+) -> Dict[str, Any]:
+    """All attributes of the root group; those that are None are missing."""
     encoding_json = json.dumps(encoding) if encoding else ""
     in_name_order = [crcs[key] for key in sorted(crcs, key=utf8)]
-    values = {
+    attributes = {
         "format": FORMAT,
         "format_version": np.int64(FORMAT_VERSION),
-        "written_at": datetime.datetime.now(datetime.timezone.utc).strftime(TIME_FORMAT),
-        **attributes,
-        "encoding": encoding_json or None,
-        "attributes_crc32": np.uint32(
-            zlib.crc32((attributes["metadata"] + encoding_json).encode("ascii"))
-        ),
         "crc32": np.array(in_name_order, dtype="<u4"),
+        "written_at": datetime.datetime.now(datetime.timezone.utc).strftime(TIME_FORMAT),
+        **given,
+        "encoding": encoding_json or None,
     }
-    with open_h5(path, "r+") as f:
-        for key, value in values.items():
-            if isinstance(value, str):
-                raw = value.encode("utf-8")
-                f.attrs.create(key, raw, dtype=h5py.string_dtype("utf-8", len(raw)))
-            elif value is not None:
-                f.attrs.create(key, value)
+    attributes = {key: value for key, value in attributes.items() if value is not None}
+    raw = {
+        key: value.encode("utf-8") if isinstance(value, str) else value.tobytes()
+        for key, value in attributes.items()
+    }
+    return {**attributes, "attributes_crc32": np.uint32(attributes_crc32(raw))}
+
+
+def attributes_crc32(raw: Mapping[str, bytes]) -> int:
+    """The checksum of the attributes' bytes, in the order of the table in the format.
+
+    HDF5 itself keeps none for attributes above 4 KB; and where a disk leaves an old block in place
+    of a new one, each with its good checksum, this one tells that they do not belong together.
+    """
+    return zlib.crc32(b"".join(raw[key] for key in ATTRIBUTES if key in raw))
 
 
 def utf8(name: str) -> bytes:
     """The bytes by which names are sorted."""
     return name.encode("utf-8", "surrogatepass")
-
-
-def _sync_folder(folder: str) -> None:
-    """Makes a rename durable; Windows has no such call and needs none."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def dataset_name(name: str) -> str:

@@ -18,10 +18,12 @@ import numpy as np
 from tf_h5_callback import dtypes, file_layout
 from tf_h5_callback._compat import H5PY_ERRORS, open_h5, read_at
 from tf_h5_callback.checkpoint_file import (
+    ATTRIBUTES,
     FORMAT,
     FORMAT_VERSION,
     TIME_FORMAT,
     PathLike,
+    attributes_crc32,
     true_name,
     utf8,
 )
@@ -30,9 +32,13 @@ from tf_h5_callback.errors import (
     CheckpointError,
     CheckpointNotFoundError,
 )
+from tf_h5_callback.global_heap import GlobalHeap
 
 _ALIGNMENT = 64  # TensorFlow adopts a buffer with this alignment instead of copying it
 _READERS = 2
+_MAX_DIGITS = 4300  # the limit that Python has by itself since 3.11
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_BLOCK_SIZE = 16 << 20  # reading gives the GIL away and may wait 5 ms to get it back
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -71,23 +77,41 @@ class Checkpoint(Mapping[str, np.ndarray]):
             raise CheckpointNotFoundError("no such checkpoint: {}".format(self.path)) from error
         try:
             file_size = os.fstat(self._file.fileno()).st_size
-            with open_h5(self.path, "r") as f:
+            # HDF5 would look for it further on, too: in the bytes of a tensor, perhaps.
+            if self._file.read(len(_SIGNATURE)) != _SIGNATURE:
+                raise ValueError("it does not begin as an HDF5 file")
+            with open_h5(self.path) as f:
                 extents = file_layout.locate(f, file_size)
-                attributes = {key: f.attrs[key] for key in f.attrs}
+                attributes = {
+                    key: file_layout.read_attribute(f, key, file_size)
+                    for key in (*ATTRIBUTES, "attributes_crc32")
+                }
+            heap = GlobalHeap(self._file, file_size)
+            self._strings = {
+                e.name: heap.strings(e.offset, file_layout.count(e.shape))
+                if e.offset is not None
+                else []
+                for e in extents
+                if e.dtype.hasobject
+            }
             self._read_attributes(attributes, extents)
         except CheckpointError:
             self._file.close()
             raise
-        except H5PY_ERRORS as error:
+        except (*H5PY_ERRORS, MemoryError) as error:
             self._file.close()
-            raise self._corrupt(str(error)) from error
+            raise self._corrupt(str(error) or repr(error)) from error
 
     def _read_attributes(
-        self, attributes: Dict[str, Any], extents: List[file_layout.Extent]
+        self, attributes: Mapping[str, Optional[np.ndarray]], extents: List[file_layout.Extent]
     ) -> None:
+        values = {key: value for key, value in attributes.items() if value is not None}
+
         def text(key: str) -> str:
-            value = attributes.get(key, "")
-            return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+            value = values.get(key, np.array(b""))
+            return (
+                value.item().decode("utf-8") if not value.shape and value.dtype.kind == "S" else ""
+            )
 
         encoding: Dict[str, Any] = {}
         crcs: List[Optional[int]] = [None] * len(extents)
@@ -95,34 +119,36 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.metadata: Dict[str, Any] = {}
         self.written_at = None
         if text("format") == FORMAT:
-            self.format_version = int(attributes["format_version"])
+            self.format_version = int(values["format_version"])
             if self.format_version > FORMAT_VERSION:
                 raise CheckpointError(
                     "{} has format version {}; this version of tf_h5_callback reads up to {}: "
                     "please upgrade".format(self.path, self.format_version, FORMAT_VERSION)
                 )
-            crcs = attributes["crc32"].tolist()
+            expected = int(values.pop("attributes_crc32"))
+            if attributes_crc32({key: v.tobytes() for key, v in values.items()}) != expected:
+                raise ValueError("the checksum of its attributes is wrong")
+            crcs = values["crc32"].tolist()
             if len(crcs) != len(extents):
                 raise ValueError(
                     "it has {} tensors where there should be {}".format(len(extents), len(crcs))
                 )
-            json_crc = zlib.crc32(text("metadata").encode() + text("encoding").encode())
-            if json_crc != attributes["attributes_crc32"]:
-                raise ValueError("the checksum of its metadata is wrong")
-            self.metadata = json.loads(text("metadata"))
-            encoding = json.loads(text("encoding") or "{}")
+            self.metadata = _json_object(text("metadata"))
+            encoding = _json_object(text("encoding") or "{}")
             self.written_at = datetime.datetime.strptime(text("written_at"), TIME_FORMAT).replace(
                 tzinfo=datetime.timezone.utc
             )
         self.tensorflow_version = text("tensorflow_version") or None
-        self.step = int(attributes["global_step"]) if "global_step" in attributes else None
+        self.step = int(values["global_step"]) if "global_step" in values else None
         self._string_lengths = encoding.get("string_lengths", {})
         names = encoding.get("names", {})
         extents = sorted(extents, key=lambda extent: utf8(extent.name))
         self._tensors: Dict[str, Tuple[file_layout.Extent, Optional[int]]] = {
-            names.get(extent.name, true_name(extent.name)): (extent, crc)
+            str(names.get(extent.name, true_name(extent.name))): (extent, crc)
             for extent, crc in zip(extents, crcs)
         }
+        if len(self._tensors) != len(extents):
+            raise ValueError("two of its tensors have the same name")
 
     def _corrupt(self, why: str) -> CheckpointCorruptError:
         return CheckpointCorruptError("checkpoint {} is damaged: {}".format(self.path, why))
@@ -135,6 +161,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
             return self._read(extent, crc)
         except H5PY_ERRORS as error:
             raise self._corrupt("{!r}: {}".format(name, error)) from error
+        except MemoryError as error:
+            # Its size has been checked: not the file is at fault.
+            raise CheckpointError(
+                "no memory for the {} bytes of {!r} of {}".format(extent.nbytes, name, self.path)
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -167,7 +198,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors together, in the file."""
-        return sum(max(extent.nbytes, 0) for extent, _ in self._tensors.values())
+        return sum(extent.nbytes for extent, _ in self._tensors.values())
 
     def read_all(self) -> Dict[str, np.ndarray]:
         """Reads and verifies all tensors, with two threads.
@@ -193,15 +224,23 @@ class Checkpoint(Mapping[str, np.ndarray]):
             self[name]
 
     def _read(self, extent: file_layout.Extent, crc: Optional[int]) -> np.ndarray:
-        if extent.offset is None:
-            values = self._read_through_hdf5(extent)
+        if extent.dtype.hasobject:
+            strings = np.empty(extent.shape, object)
+            strings.reshape(-1)[:] = self._strings[extent.name]
+            return strings
+        values = _aligned_empty(extent.shape, extent.dtype)
+        data = values.reshape(-1).view(np.uint8)
+        if extent.offset is not None:
+            actual = self._read_block(data, extent.offset)
         else:
-            values = _aligned_empty(extent.shape, extent.dtype)
-            actual = self._read_block(values.reshape(-1).view(np.uint8), extent.offset)
-            if crc is not None and actual != crc:
-                raise ValueError("its checksum is wrong")
+            data[:] = np.frombuffer(extent.data, np.uint8)
+            actual = zlib.crc32(extent.data)
+        if crc is not None and actual != crc:
+            raise ValueError("its checksum is wrong")
         if values.dtype.kind == "S":
             return dtypes.unpad_strings(values, self._string_lengths.get(extent.name))
+        if values.dtype == bool and data.max(initial=0) > 1:
+            raise ValueError("it holds booleans that are neither true nor false")
         values = dtypes.widen(values, extent.meaning)
         if not values.dtype.isnative:
             values = values.astype(values.dtype.newbyteorder("="))
@@ -211,25 +250,30 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """Fills an array of bytes from the file; returns the CRC-32."""
         crc, view = 0, memoryview(data)
         while view:
-            n = read_at(self._file, view[: file_layout.BLOCK_SIZE], offset)
+            n = read_at(self._file, view[:_BLOCK_SIZE], offset)
             if not n:
                 raise ValueError("the file ends before it does")
             crc = zlib.crc32(view[:n], crc)
             view, offset = view[n:], offset + n
         return crc
 
-    def _read_through_hdf5(self, extent: file_layout.Extent) -> np.ndarray:
-        """Empty and compact datasets and strings of variable length, which only HDF5 can find."""
-        if not extent.nbytes:
-            return np.zeros(extent.shape, extent.dtype)
-        with open_h5(self.path, "r") as f:
-            values = np.array(f[extent.name][()], dtype=extent.dtype)
-        return dtypes.pad_strings(values).padded if extent.dtype.hasobject else values
+
+def _json_object(text: str) -> Dict[str, Any]:
+    def integer(digits: str) -> int:
+        # Python before 3.11 takes hours for a million of them.
+        if len(digits) > _MAX_DIGITS:
+            raise ValueError("its metadata holds a number of {} digits".format(len(digits)))
+        return int(digits)
+
+    value = json.loads(text, parse_int=integer)
+    if not isinstance(value, dict):
+        raise ValueError("its metadata is not a JSON object")
+    return value
 
 
 def _aligned_empty(shape: Tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array that starts at a multiple of 64 bytes."""
-    count = int(np.prod(shape, dtype=np.int64))
-    buffer = np.empty(count * dtype.itemsize + _ALIGNMENT, np.uint8)
+    size = file_layout.count(shape) * dtype.itemsize
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[start : start + count * dtype.itemsize].view(dtype).reshape(shape)
+    return buffer[start : start + size].view(dtype).reshape(shape)

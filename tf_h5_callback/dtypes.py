@@ -9,7 +9,7 @@ padded with NULs.
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import h5py
 import numpy as np
@@ -39,33 +39,67 @@ def h5_type(dtype: np.dtype) -> h5py.h5t.TypeID:
       TypeError: HDF5 has no such type.
     """
     if dtype.name in SHORT_FLOATS:
-        size, fields, bias = SHORT_FLOATS[dtype.name]
-        type_id = h5py.h5t.IEEE_F32LE.copy()
-        type_id.set_fields(*fields)
-        type_id.set_size(size)
-        type_id.set_precision(8 * size)
-        type_id.set_ebias(bias)
-        return type_id
+        return _short_float(dtype.name)
     if dtype.kind not in "biufcS":
         raise TypeError("no HDF5 datatype for dtype {}".format(dtype))
     return h5py.h5t.py_create(dtype.newbyteorder("<"), logical=True)
+
+
+def _short_float(name: str) -> h5py.h5t.TypeID:
+    size, fields, bias = SHORT_FLOATS[name]
+    type_id = h5py.h5t.IEEE_F32LE.copy()
+    type_id.set_fields(*fields)
+    type_id.set_size(size)
+    type_id.set_precision(8 * size)
+    type_id.set_ebias(bias)
+    return type_id
+
+
+def _known_types() -> Dict[Tuple[int, int], List[Tuple[h5py.h5t.TypeID, np.dtype, str]]]:
+    """All types of numbers in files, by class and size: with NumPy's dtype and the name."""
+    types: Dict[Tuple[int, int], List[Tuple[h5py.h5t.TypeID, np.dtype, str]]] = {}
+
+    def add(type_id: h5py.h5t.TypeID, dtype: np.dtype, name: str) -> None:
+        types.setdefault((type_id.get_class(), type_id.get_size()), []).append(
+            (type_id, dtype, name)
+        )
+
+    for order in "<>":  # other programs write big-endian numbers, too
+        for code in "i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16 ?".split():
+            dtype = np.dtype(order + code)
+            add(h5py.h5t.py_create(dtype, logical=True), dtype, dtype.name)
+    for name, (size, _, _) in SHORT_FLOATS.items():
+        add(_short_float(name), np.dtype("<u{}".format(size)), name)
+    return types
+
+
+_KNOWN_TYPES = _known_types()
 
 
 def numpy_type(type_id: h5py.h5t.TypeID) -> Tuple[np.dtype, str]:
     """The NumPy dtype of an HDF5 datatype's bytes, and the name of what they mean.
 
     The two differ only for short floats on a machine on which no package brings the type: there
-    the bytes are unsigned integers, which `widen` turns into float16 or float32.
+    the bytes are unsigned integers, which `widen` turns into float16 or float32. Strings of
+    variable length, which only other programs write, are objects.
+
+    A type must be equal to one of those known. What NumPy would make of any other, of compounds of
+    compounds or integers of five bits, is neither needed nor always what it says.
+
+    Raises:
+      TypeError: it is none of the types of tensors.
     """
-    if isinstance(type_id, h5py.h5t.TypeFloatID):
-        for name, (size, fields, bias) in SHORT_FLOATS.items():
-            if (type_id.get_size(), type_id.get_fields(), type_id.get_ebias()) == (
-                size, fields, bias
-            ):  # fmt: skip
-                dtype = extension_dtype(name)
-                return (dtype if dtype is not None else np.dtype("<u{}".format(size))), name
-    dtype = np.dtype(type_id.dtype)
-    return dtype, dtype.name
+    kind, size = type_id.get_class(), type_id.get_size()
+    if kind == h5py.h5t.STRING:
+        if type_id.is_variable_str():
+            return np.dtype(object), "object"
+        if type_id.get_strpad() == h5py.h5t.STR_NULLPAD:
+            dtype = np.dtype("S{}".format(size))
+            return dtype, dtype.name
+    for known, dtype, name in _KNOWN_TYPES.get((kind, size), ()):
+        if type_id == known:
+            return (extension_dtype(name) if name in SHORT_FLOATS else None) or dtype, name
+    raise TypeError("class {}, {} bytes".format(kind, size))
 
 
 def widen(values: np.ndarray, name: str) -> np.ndarray:

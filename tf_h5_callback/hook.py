@@ -29,6 +29,7 @@ from tf_h5_callback.checkpoint_file import PathLike, metadata_to_json, write_che
 from tf_h5_callback.errors import CheckpointError
 from tf_h5_callback.graph_state import GraphState, VarList
 from tf_h5_callback.progress import Progress
+from tf_h5_callback.signals import SignalRequest
 from tf_h5_callback.timer import SaveTimer
 from tf_h5_callback.writer import BackgroundWriter
 
@@ -62,6 +63,10 @@ class H5CheckpointHook(tf.train.SessionRunHook):
       save_steps: save every so many global steps.
       save_secs: save every so many seconds. With both, whichever comes first; with neither, an
         error.
+      save_on_signal: a signal, or several: when it comes, save at the end of the running step.
+        ``SIGUSR1`` and ``SIGUSR2`` let training go on, any other one (``SIGTERM``, which batch
+        systems send before they kill) ends it cleanly. Handlers that were there before are called,
+        too, and put back at the end. Works in the main thread only.
       var_list: what to save. None: what ``tf.train.Saver()`` would save, all global variables and
         all saveable objects (lookup tables, ...). Or a list of variables and saveable objects, a
         dict ``{name in file: variable}``, or a callable ``variable -> bool`` that chooses among
@@ -96,6 +101,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         save_steps: Optional[int] = None,
         save_secs: Optional[float] = None,
         *,
+        save_on_signal: Union[None, int, Iterable[int]] = None,
         var_list: VarList = None,
         iterators: Iterable[Any] = (),
         metadata: Metadata = None,
@@ -121,8 +127,10 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._listeners = list(listeners or ())
         self._writer = BackgroundWriter(background)
         self._on_error = on_error
+        self._signals = SignalRequest(save_on_signal, self._is_over)
         self._progress = Progress(progress)
 
+        self._coord: Any = None
         self._state: Optional[GraphState] = None
         self._step_tensor: Any = None
         self._seen_step: Optional[int] = None  # as fetched with the last run
@@ -145,7 +153,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
                 "H5CheckpointHook needs a global step: call tf.train.get_or_create_global_step() "
                 "and pass it to the optimizer's minimize()"
             )
-        self._dir.create()
+        self._dir.open_for_writing()
         self._state = GraphState(self._var_list, self._iterators)
         for listener in self._listeners:
             listener.begin()
@@ -156,9 +164,12 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         Raises:
           CheckpointCorruptError: there are checkpoints, but none is intact.
           CheckpointMismatchError: the checkpoint does not fit the graph; nothing was assigned.
-          RuntimeError: a later hook's ``begin()`` created what can no longer be restored.
+          RuntimeError: a later hook's ``begin()`` created what can no longer be restored; or this
+            is not the main thread and ``save_on_signal`` is given.
         """
         assert self._state is not None
+        self._coord = coord
+        self._signals.install()
         self._collect(session)
         self._state.add_late_variables()
         restored = self._restore_into(session)
@@ -177,7 +188,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         """Restores what is to be restored; returns the file, or None for a new run."""
         assert self._state is not None
         if self._restore is True:
-            read = self._dir.read_newest_intact(self._state.check)
+            read = self._dir.read_newest_intact(self._state.check, move_damaged=True)
         elif self._saved_step is not None:  # the session was lost and made anew
             read = read_whole(self._dir.path_for(self._saved_step), self._state.check)
         elif self._restore is False:
@@ -222,11 +233,16 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             self._increment = max(self._increment, fetched - self._seen_step)
         self._seen_step = fetched
         self._progress.advance(fetched)
-        if self._timer.is_due(fetched) or self._timer.is_due(fetched + self._increment):
+        signalled, self._signals.save = self._signals.save, False
+        if (
+            signalled
+            or self._timer.is_due(fetched)
+            or self._timer.is_due(fetched + self._increment)
+        ):
             step = int(session.run(self._step_tensor))
-            if self._timer.is_due(step):
+            if self._timer.is_due(step) or (signalled and step != self._timer.last_step):
                 self._save(session, step)
-        if self._stop_requested:
+        if self._stop_requested or self._signals.stop:
             run_context.request_stop()
 
     def end(self, session: Any) -> None:
@@ -245,7 +261,13 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         for listener in self._listeners:
             listener.end(session, step)
         self._progress.close()
+        self._dir.close()
+        self._signals.restore()
         self._raise(failure or self._failure)
+
+    def _is_over(self) -> bool:
+        """Whether the session is closed; `end` is not called if training raised."""
+        return self._coord is not None and self._coord.joined
 
     def wait_until_finished(self) -> None:
         """Returns when nothing is being written. Listeners hear of the save at the next step.

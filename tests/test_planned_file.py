@@ -1,0 +1,121 @@
+import io
+import random
+import zlib
+
+import h5py
+import numpy as np
+import pytest
+
+from tf_h5_callback import planned_file
+from tf_h5_callback.planned_file import DatasetSpec
+
+TENSORS = {
+    "scalar": np.array(7, "<i8"),
+    "empty": np.zeros((0, 3), "<f4"),
+    "small 0": np.arange(6, dtype="<f4").reshape(2, 3),
+    "large": np.arange(70000, dtype="<f8"),
+    "flags": np.array([True, False, True]),
+    "small 1": np.arange(5, dtype="<c8"),
+}
+
+
+def specs(tensors):
+    return tuple(DatasetSpec(name, t.shape, t.dtype) for name, t in tensors.items())
+
+
+def write_planned(path, tensors):
+    layout = planned_file.plan(specs(tensors))
+    with open(path, "wb", buffering=0) as f:
+        return planned_file.write(f, layout, tensors)
+
+
+def test_h5py_reads_a_planned_file(tmp_path):
+    path = tmp_path / "f.h5"
+    crcs = write_planned(path, TENSORS)
+    with h5py.File(path, "r") as f:
+        assert set(f) == set(TENSORS)
+        for name, value in TENSORS.items():
+            assert f[name].dtype == value.dtype
+            np.testing.assert_array_equal(f[name][()], value)
+    assert crcs == {name: zlib.crc32(value.tobytes()) for name, value in TENSORS.items()}
+
+
+def test_large_tensors_are_aligned_to_64_bytes(tmp_path):
+    write_planned(tmp_path / "f.h5", TENSORS)
+    with h5py.File(tmp_path / "f.h5", "r") as f:
+        assert f["large"].id.get_offset() % 64 == 0
+
+
+def test_a_plan_is_made_once():
+    a = planned_file.plan(specs(TENSORS))
+    assert planned_file.plan(specs(TENSORS)) is a
+
+
+def test_a_plan_holds_no_data():
+    gigabytes = (DatasetSpec("huge", (1 << 31,), np.dtype("<f4")),)
+    layout = planned_file.plan(gigabytes)
+    assert layout.size > 1 << 33
+    assert sum(map(len, layout.gaps)) < 10000
+
+
+def test_short_writes_are_continued():
+    class Reluctant(io.BytesIO):
+        def write(self, data):
+            return super().write(bytes(data)[:1000])
+
+    tensors = {"x": np.arange(100000, dtype="<f4")}
+    layout = planned_file.Layout(("x",), (b"head", b"tail"), 400008, None)
+    f = Reluctant()
+    planned_file.write(f, layout, tensors)
+    assert f.getvalue() == b"head" + tensors["x"].tobytes() + b"tail"
+
+
+def test_attributes_are_added_to_a_written_file(tmp_path):
+    path = tmp_path / "f.h5"
+    layout = planned_file.plan(specs(TENSORS))
+    attributes = {"text": "h\u00e9", "number": np.int64(7), "array": np.arange(100000)}
+    for _ in range(2):  # the plan is not changed by it
+        with open(path, "wb", buffering=0) as f:
+            planned_file.write(f, layout, TENSORS)
+            planned_file.write_attributes(f, layout, attributes)
+        with h5py.File(path, "r") as f:
+            assert f.attrs["text"].decode("utf-8") == "h\u00e9"
+            assert f.attrs["number"] == 7
+            np.testing.assert_array_equal(f.attrs["array"], np.arange(100000))
+            for name, value in TENSORS.items():
+                np.testing.assert_array_equal(f[name][()], value)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sparse_file_is_like_a_file(seed):
+    rng, sparse, plain = random.Random(seed), planned_file._SparseFile(), io.BytesIO()
+    for _ in range(200):
+        offset, size = rng.randrange(20000), rng.randrange(1, 9000)
+        if rng.random() < 0.5:
+            data = bytes([rng.randrange(256)]) * size
+            for f in (sparse, plain):
+                f.seek(offset)
+                assert f.write(data) == size
+        else:
+            size = min(size, max(0, sparse.size - offset))
+            for f in (sparse, plain):
+                f.seek(offset)
+            if size:
+                assert sparse.read(size) == plain.read(size)
+        assert sparse.tell() == plain.tell()
+        assert sparse.size == len(plain.getvalue()) == sparse.seek(0, io.SEEK_END)
+    copy = sparse.copy()
+    copy.seek(0)
+    copy.write(b"changed")
+    assert sparse.read_at(0, sparse.size) == plain.getvalue()
+    assert copy.read_at(7, copy.size - 7) == plain.getvalue()[7:]
+    assert copy.writes == [(0, b"changed")]
+
+
+def test_a_sparse_file_is_sparse():
+    sparse = planned_file._SparseFile()
+    sparse.seek(1 << 40)
+    sparse.write(b"x")
+    assert sparse.size == (1 << 40) + 1 and len(sparse._pages) == 1
+    sparse.truncate(10)
+    assert sparse.size == 10
