@@ -310,6 +310,11 @@ def test_what_is_not_hdf5(content, path):
         h5.load_checkpoint(path)
 
 
+def test_a_folder_is_not_a_checkpoint(tmp_path):
+    with pytest.raises(h5.CheckpointError, match="cannot open checkpoint .*" + tmp_path.name):
+        h5.Checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
 def test_cut_short(part, path):
     write_checkpoint(path, TENSORS)

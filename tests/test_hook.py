@@ -717,6 +717,29 @@ def test_a_failed_save_is_raised_at_the_end(folder, background, full_disk):
             full_disk["full"] = True
 
 
+def test_the_last_step_is_saved_even_if_the_save_before_failed(folder, monkeypatch):
+    """The failure comes too late to be raised at a step; the disk has room again."""
+    go, real, writes = threading.Event(), planned_file._write_all, []
+
+    def write_all(file, data):
+        writes.append(1)
+        if len(writes) == 1:
+            assert go.wait(60)
+            raise OSError(28, "No space left on device")
+        real(file, data)
+
+    monkeypatch.setattr(planned_file, "_write_all", write_all)
+    listener = Listener()
+    hook = h5.H5CheckpointHook(folder, save_steps=100, listeners=[listener])
+    train_op = counting_graph()
+    with pytest.raises(h5.CheckpointError, match="model.ckpt-0.h5"):
+        with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
+            session.run(train_op)
+            go.set()
+    assert steps(folder) == [1]
+    assert listener.calls[-1] == ("end", 1)
+
+
 def test_warn_goes_on_and_recovers(folder, background, full_disk, caplog):
     listener = Listener(folder)
     hook = h5.H5CheckpointHook(

@@ -66,7 +66,7 @@ def test_modules_import_downwards_only():
         "errors": 0, "_compat": 0, "timer": 0, "progress": 0,
         "atomic_file": 0, "signals": 0,
         "dtypes": 1, "global_heap": 1, "file_layout": 2, "planned_file": 2, "checkpoint_file": 3,
-        "checkpoint_reader": 4, "writer": 4, "checkpoint_dir": 5,
+        "checkpoint_reader": 4, "writer": 4, "checkpoint_dir": 5, "checkpoint_saver": 6,
         "setters": 6, "graph_state": 7, "hook": 8, "cli": 8,
     }  # fmt: skip
     folder = os.path.dirname(h5.__file__)

@@ -66,7 +66,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     Raises:
       CheckpointNotFoundError: there is no such file.
       CheckpointCorruptError: it is damaged, incomplete, not HDF5 or not laid out as a checkpoint.
-      CheckpointError: it was written by a newer version of this package.
+      CheckpointError: it was written by a newer version of this package, or cannot be opened.
     """
 
     def __init__(self, path: PathLike):
@@ -75,6 +75,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
             self._file = open(self.path, "rb", buffering=0)
         except FileNotFoundError as error:
             raise CheckpointNotFoundError("no such checkpoint: {}".format(self.path)) from error
+        except OSError as error:
+            raise CheckpointError("cannot open checkpoint {}".format(error)) from error
         try:
             file_size = os.fstat(self._file.fileno()).st_size
             # HDF5 would look for it further on, too: in the bytes of a tensor, perhaps.

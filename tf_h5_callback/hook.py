@@ -17,7 +17,6 @@ The life of a session hook, as far as it concerns us:
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from typing import Any, Callable, Iterable, Mapping, Optional, Union
@@ -25,13 +24,12 @@ from typing import Any, Callable, Iterable, Mapping, Optional, Union
 import tensorflow.compat.v1 as tf
 
 from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir, read_whole
-from tf_h5_callback.checkpoint_file import PathLike, metadata_to_json, write_checkpoint
-from tf_h5_callback.errors import CheckpointError
+from tf_h5_callback.checkpoint_file import PathLike, metadata_to_json
+from tf_h5_callback.checkpoint_saver import CheckpointSaver
 from tf_h5_callback.graph_state import GraphState, VarList
 from tf_h5_callback.progress import Progress
 from tf_h5_callback.signals import SignalRequest
 from tf_h5_callback.timer import SaveTimer
-from tf_h5_callback.writer import BackgroundWriter
 
 _log = logging.getLogger("tf_h5_callback")
 
@@ -114,8 +112,6 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         on_error: str = "raise",
         progress: Any = False,
     ):
-        if on_error not in ("raise", "warn"):
-            raise ValueError('on_error is {!r}; it must be "raise" or "warn"'.format(on_error))
         self._timer = SaveTimer(save_steps, save_secs)
         self._dir = CheckpointDir(
             checkpoint_dir, checkpoint_basename, max_to_keep, keep_checkpoint_every_n_hours
@@ -125,8 +121,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._metadata = metadata
         self._restore = restore
         self._listeners = list(listeners or ())
-        self._writer = BackgroundWriter(background)
-        self._on_error = on_error
+        self._saver = CheckpointSaver(self._dir, background, on_error)
         self._signals = SignalRequest(save_on_signal, self._is_over)
         self._progress = Progress(progress)
 
@@ -135,10 +130,6 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._step_tensor: Any = None
         self._seen_step: Optional[int] = None  # as fetched with the last run
         self._increment = 1  # the largest seen
-        self._in_flight: Optional[int] = None  # step handed to the writer
-        self._unannounced: Optional[int] = None  # durable, but listeners do not know yet
-        self._saved_step: Optional[int] = None  # the last that is durable
-        self._failure: Optional[Exception] = None  # of the last save
         self._stop_requested = False
 
     def begin(self) -> None:
@@ -179,18 +170,19 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._warn_of_later_steps(step)
         if restored is not None and _same_file(restored, self._dir.path_for(step)):
             self._timer.update(step)
-            self._saved_step = step
+            self._saver.saved_step = step
             self._progress.saved(step)
         else:
             self._save(session, step)
+            self._saver.report()
 
     def _restore_into(self, session: Any) -> Optional[str]:
         """Restores what is to be restored; returns the file, or None for a new run."""
         assert self._state is not None
         if self._restore is True:
             read = self._dir.read_newest_intact(self._state.check, move_damaged=True)
-        elif self._saved_step is not None:  # the session was lost and made anew
-            read = read_whole(self._dir.path_for(self._saved_step), self._state.check)
+        elif self._saver.saved_step is not None:  # the session was lost and made anew
+            read = read_whole(self._dir.path_for(self._saver.saved_step), self._state.check)
         elif self._restore is False:
             read = None
         else:
@@ -224,7 +216,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
           CheckpointError: an earlier save failed (with ``on_error="raise"``).
         """
         session = run_context.session
-        if not self._writer.busy:
+        if not self._saver.busy:
             self._collect(session)
         # This may be the step before the run's own increment or after it. Read it again only where
         # the increment makes a difference.
@@ -233,15 +225,17 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             self._increment = max(self._increment, fetched - self._seen_step)
         self._seen_step = fetched
         self._progress.advance(fetched)
-        signalled, self._signals.save = self._signals.save, False
         if (
-            signalled
+            self._signals.save
             or self._timer.is_due(fetched)
             or self._timer.is_due(fetched + self._increment)
         ):
             step = int(session.run(self._step_tensor))
+            signalled = self._signals.take()
             if self._timer.is_due(step) or (signalled and step != self._timer.last_step):
+                self._collect(session)
                 self._save(session, step)
+                self._saver.report()
         if self._stop_requested or self._signals.stop:
             run_context.request_stop()
 
@@ -249,13 +243,18 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         """Saves the last step unless it is saved already, and waits until it is durable.
 
         Raises:
-          CheckpointError: a save failed (with ``on_error="warn"``: the last one).
+          CheckpointError: the last save failed, or (with ``on_error="raise"``) one before it whose
+            failure could not be raised at a step any more.
         """
-        self._settle(session)
-        failure = self._failure if self._on_error == "raise" else None
+        try:
+            self._collect(session)
+        finally:
+            self._end(session)
+
+    def _end(self, session: Any) -> None:
         step = int(session.run(self._step_tensor))
         self._progress.advance(step)
-        if step != self._saved_step:
+        if step != self._saver.saved_step:
             self._save(session, step)
             self._settle(session)
         for listener in self._listeners:
@@ -263,7 +262,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._progress.close()
         self._dir.close()
         self._signals.restore()
-        self._raise(failure or self._failure)
+        self._saver.report(at_the_end=True)
 
     def _is_over(self) -> bool:
         """Whether the session is closed; `end` is not called if training raised."""
@@ -275,59 +274,30 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         Raises:
           CheckpointError: the last save failed.
         """
-        self._join()
-        self._raise(self._failure)
+        self._saver.wait()
+        self._saver.report(at_the_end=True)
 
     def _save(self, session: Any, step: int) -> None:
         """Takes a snapshot of the session as it is now and hands it to the writer."""
         assert self._state is not None
-        self._collect(session)
+        self._settle(session)
         for listener in self._listeners:
             listener.before_save(session, step)
         tensors, (step,) = self._state.snapshot(session, self._step_tensor)
         step = int(step)
         metadata = self._metadata(session, step) if callable(self._metadata) else self._metadata
-        metadata_json = metadata_to_json(metadata)  # now: the user may change it while we write
+        # Now: the user may change it while we write.
+        metadata_json = metadata_to_json(metadata)
         self._timer.update(step)
-        self._in_flight = step
-        self._writer.submit(functools.partial(self._write, step, tensors, metadata_json))
-        if not self._writer.busy:
-            self._collect(session)
-
-    def _write(self, step: int, tensors: Mapping[str, Any], metadata_json: str) -> None:
-        """The writer's part of a save. Touches neither the session nor the state of the hook."""
-        try:
-            write_checkpoint(
-                self._dir.path_for(step),
-                tensors,
-                global_step=step,
-                tensorflow_version=tf.VERSION,
-                metadata=metadata_json,
-            )
-            self._dir.remove_surplus(step)
-        except Exception as error:
-            # Now, not when it is raised: if training dies first, nobody would hear of it.
-            _log.error("step %d is not saved: %s", step, error)
-            raise
-
-    def _join(self) -> None:
-        """Waits for the writer and takes note of the outcome."""
-        if self._in_flight is None:
-            return
-        step, self._in_flight = self._in_flight, None
-        try:
-            self._writer.wait()
-        except (CheckpointError, OSError) as error:
-            self._failure = error
-        else:
-            self._failure = None
-            self._saved_step = self._unannounced = step
+        self._saver.save(step, tensors, tf.VERSION, metadata_json)
+        if not self._saver.busy:
+            self._settle(session)
 
     def _settle(self, session: Any) -> None:
         """Waits for the writer and tells the listeners."""
-        self._join()
-        if self._unannounced is not None:
-            step, self._unannounced = self._unannounced, None
+        self._saver.wait()
+        step = self._saver.newly_durable()
+        if step is not None:
             self._progress.saved(step)
             for listener in self._listeners:
                 if listener.after_save(session, step):
@@ -336,13 +306,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
     def _collect(self, session: Any) -> None:
         """Between two saves: as `_settle`, and a failure is raised unless it is only warned of."""
         self._settle(session)
-        if self._on_error == "raise":
-            self._raise(self._failure)
-
-    def _raise(self, failure: Optional[Exception]) -> None:
-        if failure is not None:
-            self._failure = None
-            raise failure
+        self._saver.report()
 
 
 def _same_file(a: str, b: str) -> bool:

@@ -57,6 +57,13 @@ class SignalRequest:
             # None: not installed from Python, so Python cannot put it back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    def take(self) -> bool:
+        """Whether a checkpoint is wanted; asked once for each wish, just before it is made."""
+        wanted = self.save
+        if wanted:
+            self.save = False
+        return wanted
+
     def _handle(self, number: int, frame: Optional[Any]) -> None:
         if self._is_over():
             self.restore()
