@@ -22,6 +22,7 @@ from tf_h5_callback.errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
 )
+from tf_h5_callback.restore import Restore, rnn_names_of_tensorflow_1_2
 
 if TYPE_CHECKING:
     from tf_h5_callback.graph_state import create_setters, restore_variables, save_variables
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
     "H5CheckpointHook",
+    "Restore",
     "create_setters",
     "latest_checkpoint",
     "list_checkpoints",
@@ -43,6 +45,7 @@ __all__ = [
     "load_checkpoint",
     "load_variable",
     "restore_variables",
+    "rnn_names_of_tensorflow_1_2",
     "save_variables",
 ]
 

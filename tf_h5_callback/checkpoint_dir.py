@@ -11,7 +11,7 @@ import datetime
 import logging
 import os
 import re
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 import numpy as np
 
@@ -25,29 +25,35 @@ _log = logging.getLogger("tf_h5_callback")
 DEFAULT_BASENAME = "model.ckpt"
 
 Tensors = Dict[str, np.ndarray]
-Check = Callable[[Checkpoint], None]
+Match = Callable[[Any], Mapping[str, str]]
 
 
-def _no_check(checkpoint: Checkpoint) -> None:
-    pass
+def _all_names(checkpoint: Any) -> Mapping[str, str]:
+    return {name: name for name in checkpoint}
 
 
-def read_whole(path: PathLike, check: Check = _no_check) -> Tuple[str, Tensors]:
+def read_verified(checkpoint: Any, match: Match = _all_names) -> Tensors:
     """Reads and verifies a checkpoint.
 
     Args:
-      path: the file.
-      check: called with the checkpoint before its tensors are read; what it raises is raised.
+      checkpoint: an open one, or what has its interface.
+      match: called with the checkpoint before its tensors are read, says which are wanted, and
+        under which name: ``{new name: name in the file}``. What it raises is raised.
 
     Returns:
-      The path and the tensors.
+      ``{new name: ndarray}``, no array twice.
 
     Raises:
-      CheckpointNotFoundError, CheckpointCorruptError: the file is missing or damaged.
+      CheckpointCorruptError: a tensor is damaged.
     """
-    with Checkpoint(path) as checkpoint:
-        check(checkpoint)
-        return checkpoint.path, checkpoint.read_all()
+    names = match(checkpoint)
+    values = checkpoint.read_all(names.values())
+    used: Set[str] = set()
+    tensors = {}
+    for new, name in names.items():
+        tensors[new] = values[name].copy() if name in used else values[name]
+        used.add(name)
+    return tensors
 
 
 class CheckpointDir:
@@ -140,14 +146,14 @@ class CheckpointDir:
         return sorted((int(m.group(1)), os.path.join(self.path, m.group())) for m in matches)
 
     def read_newest_intact(
-        self, check: Check = _no_check, move_damaged: bool = False
+        self, match: Match = _all_names, move_damaged: bool = False
     ) -> Optional[Tuple[str, Tensors]]:
         """Reads, whole and verified, the newest checkpoint that is not damaged.
 
         A damaged one is passed over with a warning that names the file and the reason.
 
         Args:
-          check: see `read_whole`.
+          match: see `read_verified`.
           move_damaged: rename the damaged ones that were passed over to ``<name>.damaged``, so that
             they neither count nor are overwritten. Only if an intact one is found.
 
@@ -160,7 +166,8 @@ class CheckpointDir:
         damaged: Dict[str, CheckpointCorruptError] = {}
         for _, path in reversed(self.list()):
             try:
-                newest = read_whole(path, check)
+                with Checkpoint(path) as checkpoint:
+                    newest = path, read_verified(checkpoint, match)
             except CheckpointCorruptError as error:
                 _log.warning("%s; trying the one before it", error)
                 damaged[path] = error

@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -142,11 +142,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
             )
         self.tensorflow_version = text("tensorflow_version") or None
         self.step = int(values["global_step"]) if "global_step" in values else None
-        self._string_lengths = encoding.get("string_lengths", {})
-        names = encoding.get("names", {})
+        self._string_lengths = _object(encoding.get("string_lengths", {}))
+        names = _object(encoding.get("names", {}))
+        if not all(isinstance(name, str) for name in names.values()):
+            raise ValueError("one of its names is no text")
         extents = sorted(extents, key=lambda extent: utf8(extent.name))
         self._tensors: Dict[str, Tuple[file_layout.Extent, Optional[int]]] = {
-            str(names.get(extent.name, true_name(extent.name))): (extent, crc)
+            names.get(extent.name, true_name(extent.name)): (extent, crc)
             for extent, crc in zip(extents, crcs)
         }
         if len(self._tensors) != len(extents):
@@ -202,8 +204,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """The bytes of all tensors together, in the file."""
         return sum(extent.nbytes for extent, _ in self._tensors.values())
 
-    def read_all(self) -> Dict[str, np.ndarray]:
-        """Reads and verifies all tensors, with two threads.
+    def read_all(self, names: Optional[Iterable[str]] = None) -> Dict[str, np.ndarray]:
+        """Reads and verifies tensors, with two threads.
+
+        Args:
+          names: which; None: all.
 
         Returns:
           name -> ndarray, in the order of the mapping.
@@ -212,9 +217,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
           CheckpointCorruptError: a tensor is damaged; the text names it.
         """
         with ThreadPoolExecutor(_READERS) as pool:
-            largest_first = sorted(self, key=lambda name: -self._tensors[name][0].nbytes)
+            wanted = set(self if names is None else names)
+            largest_first = sorted(wanted, key=lambda name: -self._tensors[name][0].nbytes)
             values = dict(zip(largest_first, pool.map(self.__getitem__, largest_first)))
-        return {name: values[name] for name in self}
+        return {name: values[name] for name in self if name in wanted}
 
     def verify(self) -> None:
         """Reads everything and compares all checksums.
@@ -267,9 +273,12 @@ def _json_object(text: str) -> Dict[str, Any]:
             raise ValueError("its metadata holds a number of {} digits".format(len(digits)))
         return int(digits)
 
-    value = json.loads(text, parse_int=integer)
+    return _object(json.loads(text, parse_int=integer))
+
+
+def _object(value: Any) -> Dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError("its metadata is not a JSON object")
+        raise ValueError("its metadata or encoding is not made of JSON objects")
     return value
 
 

@@ -7,9 +7,10 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from tf_h5_callback import matching
 from tf_h5_callback.checkpoint_file import PathLike, write_checkpoint
 from tf_h5_callback.checkpoint_reader import Checkpoint
-from tf_h5_callback.errors import CheckpointMismatchError
+from tf_h5_callback.restore import EVERYTHING, Restore
 from tf_h5_callback.setters import (
     Item,
     Setter,
@@ -106,20 +107,22 @@ class GraphState:
         }
         return tensors, extra_values
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        """Compares names, shapes and dtypes with those of the graph.
-
-        Raises:
-          CheckpointMismatchError: they differ; lists every difference.
-        """
-        _check(self._items.values(), checkpoint)
+    def match(
+        self, checkpoint: Any, restore: Restore = EVERYTHING, ignore_extra: bool = False
+    ) -> Dict[str, str]:
+        """What of a checkpoint belongs where in the graph; see `matching.match`."""
+        return matching.match(self._items, checkpoint, restore, ignore_extra)
 
     def assign(self, session: Any, tensors: Mapping[str, np.ndarray]) -> None:
-        """Assigns tensors that passed `check`, with one ``session.run``.
+        """Assigns tensors that passed `match`, with one ``session.run``.
 
-        TensorFlow may adopt the arrays as buffers of its variables: do not write to them again.
+        Args:
+          session: the session.
+          tensors: name in the graph -> array. TensorFlow may adopt it as the buffer of a variable:
+            do not write to it again, and give no array twice.
         """
-        _assign(session, self._setters, tensors)
+        dtypes = {name: self._items[name].dtype for name in tensors}
+        _assign(session, self._setters, {k: _cast(v, dtypes[k]) for k, v in tensors.items()})
 
 
 def create_setters(var_list: VarList = None) -> Setters:
@@ -201,12 +204,12 @@ def restore_variables(session: Any, path: PathLike, setters: Optional[Setters] =
     if setters is None:
         with session.graph.as_default():
             setters = create_setters()
-    items = [
-        Item(name, placeholder.dtype, placeholder.shape, [])
+    items = {
+        name: Item(name, placeholder.dtype, placeholder.shape, [])
         for name, (_, placeholder) in setters.items()
-    ]
+    }
     with Checkpoint(path) as checkpoint:
-        _check(items, checkpoint)
+        matching.match(items, checkpoint)
         _assign(session, setters, checkpoint.read_all())
 
 
@@ -221,28 +224,10 @@ def _assemble(item: Item, values: Sequence[Any]) -> np.ndarray:
     return tensor
 
 
-def _check(items: Iterable[Item], checkpoint: Checkpoint) -> None:
-    differences = []
-    wanted = {item.name: item for item in items}
-    for name in sorted(set(wanted) | set(checkpoint)):
-        graph_has = file_has = "no such tensor"
-        fits = name in wanted and name in checkpoint
-        if name in wanted:
-            item = wanted[name]
-            graph_has = "{} {}".format(item.dtype.name, item.shape)
-        if name in checkpoint:
-            shape, dtype = tf.TensorShape(checkpoint.shape(name)), checkpoint.dtype(name)
-            file_has = "{} {}".format(dtype, shape)
-            fits = fits and item.dtype.name == dtype and item.shape.is_compatible_with(shape)
-        if not fits:
-            differences.append("  {}: file {}, graph {}".format(name, file_has, graph_has))
-    if differences:
-        raise CheckpointMismatchError(
-            "checkpoint {} does not fit the graph; nothing was restored:\n{}\n"
-            "Restore it with the graph that wrote it, or start in another checkpoint_dir".format(
-                checkpoint.path, "\n".join(differences)
-            )
-        )
+def _cast(value: np.ndarray, dtype: Any) -> np.ndarray:
+    if value.dtype == object or value.dtype == dtype.as_numpy_dtype:
+        return value
+    return value.astype(dtype.as_numpy_dtype)
 
 
 def _assign(session: Any, setters: Setters, tensors: Mapping[str, np.ndarray]) -> None:

@@ -17,18 +17,21 @@ The life of a session hook, as far as it concerns us:
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from typing import Any, Callable, Iterable, Mapping, Optional, Union
 
 import tensorflow.compat.v1 as tf
 
-from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir, read_whole
+from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir, read_verified
 from tf_h5_callback.checkpoint_file import PathLike, metadata_to_json
 from tf_h5_callback.checkpoint_saver import CheckpointSaver
 from tf_h5_callback.graph_state import GraphState, VarList
 from tf_h5_callback.progress import Progress
+from tf_h5_callback.restore import Restore
 from tf_h5_callback.signals import SignalRequest
+from tf_h5_callback.tensorflow_checkpoint import open_checkpoint
 from tf_h5_callback.timer import SaveTimer
 
 _log = logging.getLogger("tf_h5_callback")
@@ -77,9 +80,10 @@ class H5CheckpointHook(tf.train.SessionRunHook):
       keep_checkpoint_every_n_hours: besides, one of every so many hours is kept for good.
       checkpoint_basename: files are named ``<checkpoint_basename>-<global step>.h5``.
       restore: True: the newest intact checkpoint of ``checkpoint_dir``, if there is one; False:
-        nothing; or the path of a checkpoint to begin with, whatever is in ``checkpoint_dir``.
-        (A session made anew after a lost connection always goes on from the newest checkpoint
-        that this hook saved.)
+        nothing; or the path of a checkpoint to begin with, whatever is in ``checkpoint_dir``: a
+        file, a folder, or a prefix of ``tf.train.Saver``; or a `Restore`, for other names, parts,
+        and conversions. (A session made anew after a lost connection always goes on from the newest
+        checkpoint that this hook saved.)
       listeners: ``tf.train.CheckpointSaverListener`` instances. ``after_save`` is called in the
         training thread once the file is durable: with ``background=True`` that is at a later step
         or at the end, but always before the ``before_save`` of the next save.
@@ -106,7 +110,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         max_to_keep: Optional[int] = 5,
         keep_checkpoint_every_n_hours: Optional[float] = None,
         checkpoint_basename: str = DEFAULT_BASENAME,
-        restore: Union[bool, PathLike] = True,
+        restore: Union[bool, PathLike, Restore] = True,
         listeners: Optional[Iterable[Any]] = None,
         background: bool = True,
         on_error: str = "raise",
@@ -119,7 +123,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._var_list = var_list
         self._iterators = tuple(iterators)
         self._metadata = metadata
-        self._restore = restore
+        self._restore = Restore.of(restore)
         self._listeners = list(listeners or ())
         self._saver = CheckpointSaver(self._dir, background, on_error)
         self._signals = SignalRequest(save_on_signal, self._is_over)
@@ -179,18 +183,25 @@ class H5CheckpointHook(tf.train.SessionRunHook):
     def _restore_into(self, session: Any) -> Optional[str]:
         """Restores what is to be restored; returns the file, or None for a new run."""
         assert self._state is not None
-        if self._restore is True:
-            read = self._dir.read_newest_intact(self._state.check, move_damaged=True)
-        elif self._saver.saved_step is not None:  # the session was lost and made anew
-            read = read_whole(self._dir.path_for(self._saver.saved_step), self._state.check)
-        elif self._restore is False:
-            read = None
-        else:
-            read = read_whole(self._restore, self._state.check)
-        if read is None:
+        restore, path = self._restore, self._restore.path if self._restore else None
+        if self._saver.saved_step is not None:
+            # The session was lost and made anew: go on from what this run has saved, as it is.
+            path = self._dir.path_for(self._saver.saved_step) if restore != Restore() else None
+            restore = Restore(run_local_init=restore.run_local_init if restore else False)
+        if restore is None:
             return None
-        path, tensors = read
+        match = functools.partial(self._state.match, restore=restore)
+        if path is None:
+            newest = self._dir.read_newest_intact(match, move_damaged=True)
+            if newest is None:
+                return None
+            path, tensors = newest
+        else:
+            with open_checkpoint(path) as checkpoint:
+                path, tensors = checkpoint.path, read_verified(checkpoint, match)
         self._state.assign(session, tensors)
+        if restore.run_local_init:
+            session.run([v.initializer for v in tf.local_variables()])
         _log.info("resumed from %s", path)
         return path
 
