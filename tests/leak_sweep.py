@@ -18,6 +18,7 @@ import numpy as np
 
 from tf_h5_callback.checkpoint_dir import CheckpointDir
 from tf_h5_callback.checkpoint_file import write_checkpoint
+from tf_h5_callback.retention import Retention
 from tf_h5_callback.writer import BackgroundWriter
 
 STATE = 100_000  # elements of float32
@@ -41,7 +42,7 @@ def usage(saves: int) -> Usage:
 
 def bare(folder: str) -> Iterator[None]:
     """Saves as the hook does, without TensorFlow; strings vary in size, so plans vary, too."""
-    directory = CheckpointDir(folder, max_to_keep=2)
+    directory = CheckpointDir(folder, retention=Retention(max_to_keep=2))
     directory.open_for_writing()
     writer = BackgroundWriter()
     rng = np.random.RandomState(0)

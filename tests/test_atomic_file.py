@@ -87,7 +87,8 @@ SAVE = """
     import sys, os, numpy as np
     from tf_h5_callback.checkpoint_dir import CheckpointDir
     from tf_h5_callback.checkpoint_file import write_checkpoint
-    folder = CheckpointDir({folder!r}, max_to_keep=1)
+    from tf_h5_callback.retention import Retention
+    folder = CheckpointDir({folder!r}, retention=Retention(max_to_keep=1))
     tensors = {{"w:0": np.arange(50000, dtype="f4"), "b:0": np.arange(10, dtype="f4")}}
     for step in {steps!r}:
         write_checkpoint(folder.path_for(step), tensors, global_step=step)

@@ -9,7 +9,8 @@ import pytest
 import tf_h5_callback as h5
 from tf_h5_callback import checkpoint_file
 from tf_h5_callback.checkpoint_dir import CheckpointDir
-from tf_h5_callback.checkpoint_file import write_checkpoint
+from tf_h5_callback.checkpoint_file import Monitored, write_checkpoint
+from tf_h5_callback.retention import Retention, best_first
 
 TENSORS = {"w:0": np.arange(100, dtype="f4")}
 
@@ -109,20 +110,20 @@ def test_a_mismatch_is_no_damage(tmp_path):
 def test_retention_keeps_the_newest(tmp_path):
     fill(tmp_path, range(0, 80, 10))
     (tmp_path / "other-1.h5").write_bytes(b"")
-    CheckpointDir(tmp_path, max_to_keep=3).remove_surplus(70)
+    CheckpointDir(tmp_path, retention=Retention(max_to_keep=3)).remove_surplus(70)
     assert steps(tmp_path) == [50, 60, 70]
     assert os.path.exists(tmp_path / "other-1.h5")
 
 
 def test_retention_of_none_keeps_all(tmp_path):
     fill(tmp_path, range(8))
-    CheckpointDir(tmp_path, max_to_keep=None).remove_surplus(7)
+    CheckpointDir(tmp_path, retention=Retention(max_to_keep=None)).remove_surplus(7)
     assert steps(tmp_path) == list(range(8))
 
 
 def test_retention_leaves_later_steps_of_a_run_that_was_rolled_back(tmp_path):
     fill(tmp_path, [1, 2, 3, 100, 101, 102])
-    CheckpointDir(tmp_path, max_to_keep=2).remove_surplus(3)
+    CheckpointDir(tmp_path, retention=Retention(max_to_keep=2)).remove_surplus(3)
     assert steps(tmp_path) == [2, 3, 100, 101, 102]
 
 
@@ -149,11 +150,15 @@ def test_one_of_every_n_hours_is_kept_across_restarts(tmp_path, hours):
         hours.hour_of_day = step * 0.5
         fill(tmp_path, [step])
         # A new object each time: a restarted run must keep what the one before it kept.
-        CheckpointDir(tmp_path, max_to_keep=2, keep_checkpoint_every_n_hours=3).remove_surplus(step)
+        CheckpointDir(
+            tmp_path, retention=Retention(max_to_keep=2, keep_checkpoint_every_n_hours=3)
+        ).remove_surplus(step)
     assert steps(tmp_path) == [0, 6, 12, 18, 23, 24]
     for _, path in h5.list_checkpoints(tmp_path):
         os.utime(path, (1, 1))  # copied without its times
-    CheckpointDir(tmp_path, max_to_keep=2, keep_checkpoint_every_n_hours=3).remove_surplus(24)
+    CheckpointDir(
+        tmp_path, retention=Retention(max_to_keep=2, keep_checkpoint_every_n_hours=3)
+    ).remove_surplus(24)
     assert steps(tmp_path) == [0, 6, 12, 18, 23, 24]
 
 
@@ -162,9 +167,17 @@ def test_retention_by_hours_never_deletes_what_it_cannot_read(tmp_path, hours, c
         hours.hour_of_day = step
         fill(tmp_path, [step])
     os.truncate(tmp_path / "model.ckpt-1.h5", 100)
-    CheckpointDir(tmp_path, max_to_keep=1, keep_checkpoint_every_n_hours=9).remove_surplus(3)
+    CheckpointDir(
+        tmp_path, retention=Retention(max_to_keep=1, keep_checkpoint_every_n_hours=9)
+    ).remove_surplus(3)
     assert steps(tmp_path) == [0, 1, 3]
     assert "model.ckpt-1.h5 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("basename", ["a/b", ""])
+def test_base_names_that_are_none(tmp_path, basename):
+    with pytest.raises(ValueError, match="without a folder"):
+        CheckpointDir(tmp_path, basename)
 
 
 @pytest.mark.parametrize(
@@ -172,18 +185,67 @@ def test_retention_by_hours_never_deletes_what_it_cannot_read(tmp_path, hours, c
     [
         ({"max_to_keep": 0}, "max_to_keep is 0; it must be at least 1"),
         ({"keep_checkpoint_every_n_hours": 0}, "must be above 0"),
-        ({"basename": "a/b"}, "without a folder"),
-        ({"basename": ""}, "without a folder"),
     ],
 )
-def test_out_of_range(tmp_path, kwargs, match):
+def test_retention_out_of_range(kwargs, match):
     with pytest.raises(ValueError, match=match):
-        CheckpointDir(tmp_path, **kwargs)
+        Retention(**kwargs)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "mode, values, expected",
+    [
+        ("min", [3, 1, 2], [1, 2, 0]),
+        ("max", [3, 1, 2], [0, 2, 1]),
+        ("min", [NAN, 5, NAN], [1]),
+        ("max", [NAN], []),
+        ("min", [2, 1, 1], [1, 2, 0]),
+        ("max", [2, 2, 1], [0, 1, 2]),
+        ("min", [None, 4, None, 3], [3, 1]),
+        ("min", [None], []),
+        ("max", [float("-inf"), float("inf")], [1, 0]),
+    ],
+)
+def test_best_first(mode, values, expected):
+    monitored = {
+        str(i): None if v is None else Monitored("loss:0", mode, v) for i, v in enumerate(values)
+    }
+    assert best_first(monitored) == [str(i) for i in expected]
+
+
+def test_only_values_of_the_newest_monitor_are_compared():
+    monitored = {
+        "0": Monitored("loss:0", "min", 0.1),
+        "1": Monitored("accuracy:0", "max", 0.5),
+        "2": Monitored("accuracy:0", "max", 0.4),
+    }
+    assert best_first(monitored) == ["1", "2"]
+
+
+def test_the_best_survives_retention_and_is_found_again(tmp_path, damage):
+    losses = [5.0, 2.0, 3.0, NAN, 4.0, 2.5]
+    for step, loss in enumerate(losses):
+        path = tmp_path / "model.ckpt-{}.h5".format(step)
+        write_checkpoint(
+            path, TENSORS, global_step=step, monitored=Monitored("loss:0", "min", loss)
+        )
+        CheckpointDir(tmp_path, retention=Retention(2, keep_best=True)).remove_surplus(step)
+    assert steps(tmp_path) == [1, 4, 5]
+    best = h5.best_checkpoint(tmp_path)
+    assert best == str(tmp_path / "model.ckpt-1.h5")
+    with h5.load_checkpoint(best) as checkpoint:
+        assert checkpoint.monitored == ("loss:0", "min", 2.0)
+    damage(best, "w:0")
+    assert h5.best_checkpoint(tmp_path) == str(tmp_path / "model.ckpt-5.h5")
+    assert h5.best_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_a_file_that_somebody_else_deleted_first(tmp_path, monkeypatch):
     fill(tmp_path, [1, 2])
-    directory = CheckpointDir(tmp_path, max_to_keep=1)
+    directory = CheckpointDir(tmp_path, retention=Retention(max_to_keep=1))
     listing = directory.list()
     os.remove(listing[0][1])
     monkeypatch.setattr(directory, "list", lambda: listing)
@@ -194,5 +256,5 @@ def test_a_file_that_somebody_else_deleted_first(tmp_path, monkeypatch):
 def test_a_surplus_file_that_cannot_be_deleted_is_a_warning(tmp_path, caplog):
     fill(tmp_path, [2])
     (tmp_path / "model.ckpt-1.h5").mkdir()
-    CheckpointDir(tmp_path, max_to_keep=1).remove_surplus(2)
+    CheckpointDir(tmp_path, retention=Retention(max_to_keep=1)).remove_surplus(2)
     assert "cannot delete the old checkpoint" in caplog.text

@@ -304,6 +304,50 @@ def test_retention(folder):
     assert os.listdir(folder) == ["model.ckpt-10.h5"]
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_monitor_keeps_the_best_also_across_a_restart(folder, by_name):
+    def run(last_step):
+        with tf.Graph().as_default():
+            train_op = counting_graph()
+            values = tf.constant([9.0, 7.0, 5.0, 1.0, float("nan"), 4.0, 3.0, 2.0, 8.0, 6.0])
+            loss = tf.gather(values, tf.train.get_global_step(), name="loss")
+            with tf.control_dependencies([loss]):
+                train_op = tf.group(train_op)
+            hook = h5.H5CheckpointHook(
+                folder, save_steps=1, max_to_keep=2, monitor="loss" if by_name else loss
+            )
+            train([hook], last_step, train_op)
+
+    run(6)
+    best = h5.best_checkpoint(folder)
+    with h5.load_checkpoint(best) as checkpoint:
+        assert checkpoint.monitored.value == 1 and checkpoint.monitored.name == "loss:0"
+        step = checkpoint.step
+    run(9)
+    assert steps(folder) == [step, 8, 9]
+    assert h5.best_checkpoint(folder) == best
+
+
+def test_monitor_with_mode_max(folder):
+    train_op = counting_graph()
+    accuracy = tf.sin(tf.cast(tf.train.get_global_step(), tf.float32))
+    hook = h5.H5CheckpointHook(folder, save_steps=1, max_to_keep=1, monitor=accuracy, mode="max")
+    train([hook], 6, train_op)
+    with h5.load_checkpoint(h5.best_checkpoint(folder)) as checkpoint:
+        assert checkpoint.monitored.value > 0.9
+
+
+def test_wrong_monitors(folder):
+    counting_graph()
+    with pytest.raises(ValueError, match="mode is \"best\"|mode is 'best'"):
+        h5.H5CheckpointHook(folder, save_steps=1, monitor="loss", mode="best")
+    with pytest.raises(ValueError, match="no tensor 'nothing:0'"):
+        h5.H5CheckpointHook(folder, save_steps=1, monitor="nothing").begin()
+    for tensor in (tf.zeros([2]), tf.constant("text")):
+        with pytest.raises(ValueError, match="not a scalar number"):
+            h5.H5CheckpointHook(folder, save_steps=1, monitor=tensor).begin()
+
+
 def test_base_name(folder):
     train([h5.H5CheckpointHook(folder, save_steps=9, checkpoint_basename="gan")], 2)
     assert sorted(os.listdir(folder)) == ["gan-0.h5", "gan-2.h5"]

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, List
 
 from tf_h5_callback.checkpoint_dir import (
+    best_checkpoint,
     latest_checkpoint,
     list_checkpoints,
     list_variables,
@@ -38,6 +39,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "H5CheckpointHook",
     "Restore",
+    "best_checkpoint",
     "create_setters",
     "latest_checkpoint",
     "list_checkpoints",

@@ -7,18 +7,18 @@ pointer file that could be lost or disagree with the files; times of modificatio
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import re
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 import numpy as np
 
 from tf_h5_callback.atomic_file import FolderLock
-from tf_h5_callback.checkpoint_file import PathLike
+from tf_h5_callback.checkpoint_file import Monitored, PathLike
 from tf_h5_callback.checkpoint_reader import Checkpoint
-from tf_h5_callback.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
+from tf_h5_callback.errors import CheckpointCorruptError, CheckpointNotFoundError
+from tf_h5_callback.retention import Retention, best_first
 
 _log = logging.getLogger("tf_h5_callback")
 
@@ -64,34 +64,18 @@ class CheckpointDir:
     Args:
       path: the folder; need not exist for listing.
       basename: the first part of the file names.
-      max_to_keep: how many of the newest are kept; None keeps all.
-      keep_checkpoint_every_n_hours: besides, one of every so many hours of training is kept for
-        good, beginning with the oldest; None: no others.
+      retention: what is kept; None: everything.
 
     Raises:
-      ValueError: ``max_to_keep`` is below 1, the hours are not above 0, or the base name is not a
-        plain file name.
+      ValueError: the base name is not a plain file name.
     """
 
     def __init__(
         self,
         path: PathLike,
         basename: str = DEFAULT_BASENAME,
-        max_to_keep: Optional[int] = None,
-        keep_checkpoint_every_n_hours: Optional[float] = None,
+        retention: Optional[Retention] = None,
     ):
-        if max_to_keep is not None and max_to_keep < 1:
-            raise ValueError(
-                "max_to_keep is {!r}; it must be at least 1, or None to keep all".format(
-                    max_to_keep
-                )
-            )
-        if keep_checkpoint_every_n_hours is not None and keep_checkpoint_every_n_hours <= 0:
-            raise ValueError(
-                "keep_checkpoint_every_n_hours is {!r}; it must be above 0, or None".format(
-                    keep_checkpoint_every_n_hours
-                )
-            )
         if not basename or os.path.basename(basename) != basename:
             raise ValueError(
                 "checkpoint_basename is {!r}; it must be a file name without a folder".format(
@@ -100,11 +84,9 @@ class CheckpointDir:
             )
         self.path = os.fspath(path)
         self._basename = basename
-        self._max_to_keep = max_to_keep
-        self._keep_every_n_hours = keep_checkpoint_every_n_hours
+        self._retention = retention or Retention()
         self._pattern = re.compile(re.escape(basename) + r"-(0|[1-9][0-9]*)\.h5")
         self._lock: Optional[FolderLock] = None
-        self._written_at: Dict[str, datetime.datetime] = {}
 
     def open_for_writing(self) -> None:
         """Creates the folder where it does not exist, and says that this process writes in it.
@@ -190,39 +172,9 @@ class CheckpointDir:
         Only files up to ``newest_step`` (the one just written) count: files of later steps belong
         to a run that was rolled back, and are left alone.
         """
-        if self._max_to_keep is None:
-            return
         paths = [path for step, path in self.list() if step <= newest_step]
-        surplus = paths[: -self._max_to_keep]
-        kept = set(self._hourly(paths)) if self._keep_every_n_hours is not None else set()
-        for path in surplus:
-            if path not in kept:
-                _remove(path)
-                self._written_at.pop(path, None)
-
-    def _hourly(self, paths: List[str]) -> Iterator[str]:
-        """The oldest, the first that is n hours younger than that one, and so on.
-
-        Depends on nothing but the files, so a restarted run keeps what the one before it kept.
-        """
-        assert self._keep_every_n_hours is not None
-        distance = datetime.timedelta(hours=self._keep_every_n_hours)
-        last = None
-        for path in paths:
-            if path not in self._written_at:
-                try:
-                    with Checkpoint(path) as checkpoint:
-                        written_at = checkpoint.written_at
-                except CheckpointError as error:
-                    _log.warning("%s; it is neither counted nor deleted", error)
-                    yield path
-                    continue
-                self._written_at[path] = written_at or datetime.datetime.fromtimestamp(
-                    os.path.getmtime(path), datetime.timezone.utc
-                )
-            if last is None or self._written_at[path] - last >= distance:
-                last = self._written_at[path]
-                yield path
+        for path in self._retention.surplus(paths):
+            _remove(path)
 
 
 def _move_aside(path: str) -> None:
@@ -278,6 +230,28 @@ def latest_checkpoint(
     """
     newest = CheckpointDir(checkpoint_dir, checkpoint_basename).read_newest_intact()
     return None if newest is None else newest[0]
+
+
+def best_checkpoint(
+    checkpoint_dir: PathLike, checkpoint_basename: str = DEFAULT_BASENAME
+) -> Optional[str]:
+    """The intact checkpoint with the best monitored value, or None where none has one.
+
+    Reads the file whole, to verify it. NaN is never best; of equal ones the oldest is.
+
+    Args:
+      checkpoint_dir: the folder of a hook with ``monitor=``.
+      checkpoint_basename: as given to the hook.
+    """
+    monitored: Dict[str, Optional[Monitored]] = {}
+    for _, path in list_checkpoints(checkpoint_dir, checkpoint_basename):
+        try:
+            with Checkpoint(path) as checkpoint:
+                checkpoint.verify()
+                monitored[path] = checkpoint.monitored
+        except CheckpointCorruptError as error:
+            _log.warning("%s; it cannot be the best", error)
+    return next(iter(best_first(monitored)), None)
 
 
 def load_checkpoint(path_or_dir: PathLike) -> Checkpoint:

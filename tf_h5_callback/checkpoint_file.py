@@ -25,11 +25,22 @@ _ATTRIBUTES_SIZE = 8192  # what HDF5 needs for the others, at most
 # All but attributes_crc32, in the order in which it covers them.
 ATTRIBUTES = (
     *("format", "format_version", "crc32", "global_step"),
-    *("tensorflow_version", "written_at", "metadata", "encoding"),
+    *("tensorflow_version", "written_at", "metadata", "monitor", "encoding"),
 )
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 PathLike = Union[str, "os.PathLike[str]"]
+
+
+class Monitored(NamedTuple):
+    """The value of a monitored scalar at the step of a checkpoint.
+
+    ``mode`` is ``"min"`` or ``"max"``: which values are better.
+    """
+
+    name: str
+    mode: str
+    value: float
 
 
 class _Encoded(NamedTuple):
@@ -46,6 +57,7 @@ def write_checkpoint(
     global_step: Optional[int] = None,
     tensorflow_version: Optional[str] = None,
     metadata: Union[None, Mapping[str, Any], str] = None,
+    monitored: Optional[Monitored] = None,
 ) -> None:
     """Writes a checkpoint; when it returns, the file is durable under its name.
 
@@ -55,6 +67,7 @@ def write_checkpoint(
       global_step: stored as an attribute.
       tensorflow_version: stored as an attribute.
       metadata: a dict of anything JSON can hold, or what `metadata_to_json` made of it.
+      monitored: stored as an attribute.
 
     Raises:
       CheckpointError: the file could not be written (disk full, no permission, ...) or a tensor's
@@ -66,6 +79,7 @@ def write_checkpoint(
         "metadata": metadata if isinstance(metadata, str) else metadata_to_json(metadata),
         "tensorflow_version": tensorflow_version,
         "global_step": None if global_step is None else np.int64(global_step),
+        "monitor": None if monitored is None else json.dumps(monitored._asdict()),
     }
     try:
         encoded = _encode(tensors)

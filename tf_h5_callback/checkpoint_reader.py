@@ -22,6 +22,7 @@ from tf_h5_callback.checkpoint_file import (
     FORMAT,
     FORMAT_VERSION,
     TIME_FORMAT,
+    Monitored,
     PathLike,
     attributes_crc32,
     true_name,
@@ -60,6 +61,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
       step: the global step, an int, or None where the file does not tell.
       metadata: the user's metadata, a dict.
       tensorflow_version: a str, or None.
+      monitored: the monitored scalar at this step, with its name and mode, or None.
       written_at: a datetime in UTC, or None.
       format_version: an int, or None for a file of another program.
 
@@ -119,6 +121,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         crcs: List[Optional[int]] = [None] * len(extents)
         self.format_version = None
         self.metadata: Dict[str, Any] = {}
+        self.monitored: Optional[Monitored] = None
         self.written_at = None
         if text("format") == FORMAT:
             self.format_version = int(values["format_version"])
@@ -137,6 +140,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
                 )
             self.metadata = _json_object(text("metadata"))
             encoding = _json_object(text("encoding") or "{}")
+            if "monitor" in values:
+                self.monitored = Monitored(**_json_object(text("monitor")))
             self.written_at = datetime.datetime.strptime(text("written_at"), TIME_FORMAT).replace(
                 tzinfo=datetime.timezone.utc
             )

@@ -8,7 +8,7 @@ from typing import Mapping, Optional
 import numpy as np
 
 from tf_h5_callback.checkpoint_dir import CheckpointDir
-from tf_h5_callback.checkpoint_file import write_checkpoint
+from tf_h5_callback.checkpoint_file import Monitored, write_checkpoint
 from tf_h5_callback.errors import CheckpointError
 from tf_h5_callback.writer import BackgroundWriter
 
@@ -55,8 +55,12 @@ class CheckpointSaver:
         tensors: Mapping[str, np.ndarray],
         tensorflow_version: str,
         metadata_json: str,
+        monitored: Optional[Monitored] = None,
     ) -> None:
-        """Hands a snapshot to the writer; waits for the one before."""
+        """Hands a snapshot to the writer; waits for the one before.
+
+        For the arguments see `write_checkpoint`.
+        """
         self.wait()
 
         def job() -> None:
@@ -67,6 +71,7 @@ class CheckpointSaver:
                     global_step=step,
                     tensorflow_version=tensorflow_version,
                     metadata=metadata_json,
+                    monitored=monitored,
                 )
                 self._dir.remove_surplus(step)
             except Exception as error:

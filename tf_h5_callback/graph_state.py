@@ -125,6 +125,23 @@ class GraphState:
         _assign(session, self._setters, {k: _cast(v, dtypes[k]) for k, v in tensors.items()})
 
 
+def scalar_tensor(tensor: Any) -> Any:
+    """A scalar tensor of the default graph, given itself or its name (with or without ``:0``).
+
+    Raises:
+      ValueError: there is no such tensor, or it is not a scalar number.
+    """
+    if isinstance(tensor, str):
+        name = tensor if ":" in tensor else tensor + ":0"
+        try:
+            tensor = tf.get_default_graph().get_tensor_by_name(name)
+        except KeyError as error:
+            raise ValueError("monitor: the graph has no tensor {!r}".format(name)) from error
+    if tensor.shape.rank not in (0, None) or tensor.dtype.base_dtype in (tf.string, tf.variant):
+        raise ValueError("monitor: {!r} is not a scalar number".format(tensor))
+    return tensor
+
+
 def create_setters(var_list: VarList = None) -> Setters:
     """Creates, for each variable, a placeholder and the operation that assigns it.
 

@@ -25,11 +25,12 @@ from typing import Any, Callable, Iterable, Mapping, Optional, Union
 import tensorflow.compat.v1 as tf
 
 from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir, read_verified
-from tf_h5_callback.checkpoint_file import PathLike, metadata_to_json
+from tf_h5_callback.checkpoint_file import Monitored, PathLike, metadata_to_json
 from tf_h5_callback.checkpoint_saver import CheckpointSaver
-from tf_h5_callback.graph_state import GraphState, VarList
+from tf_h5_callback.graph_state import GraphState, VarList, scalar_tensor
 from tf_h5_callback.progress import Progress
 from tf_h5_callback.restore import Restore
+from tf_h5_callback.retention import Retention
 from tf_h5_callback.signals import SignalRequest
 from tf_h5_callback.tensorflow_checkpoint import open_checkpoint
 from tf_h5_callback.timer import SaveTimer
@@ -76,6 +77,10 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         exact element.
       metadata: a dict, or a callable ``(session, global_step) -> dict`` called for each save;
         anything JSON can hold. Stored in the file.
+      monitor: a scalar tensor, or its name. It is fetched with each step and stored with each
+        checkpoint; the best checkpoint is kept besides the newest, also across restarts, and is
+        found by `best_checkpoint`.
+      mode: ``"min"`` if smaller values are better, ``"max"`` if larger ones are.
       max_to_keep: how many of the newest checkpoints are kept; None keeps all.
       keep_checkpoint_every_n_hours: besides, one of every so many hours is kept for good.
       checkpoint_basename: files are named ``<checkpoint_basename>-<global step>.h5``.
@@ -107,6 +112,8 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         var_list: VarList = None,
         iterators: Iterable[Any] = (),
         metadata: Metadata = None,
+        monitor: Any = None,
+        mode: str = "min",
         max_to_keep: Optional[int] = 5,
         keep_checkpoint_every_n_hours: Optional[float] = None,
         checkpoint_basename: str = DEFAULT_BASENAME,
@@ -117,12 +124,15 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         progress: Any = False,
     ):
         self._timer = SaveTimer(save_steps, save_secs)
-        self._dir = CheckpointDir(
-            checkpoint_dir, checkpoint_basename, max_to_keep, keep_checkpoint_every_n_hours
-        )
+        if mode not in ("min", "max"):
+            raise ValueError('mode is {!r}; it must be "min" or "max"'.format(mode))
+        retention = Retention(max_to_keep, keep_checkpoint_every_n_hours, monitor is not None)
+        self._dir = CheckpointDir(checkpoint_dir, checkpoint_basename, retention)
         self._var_list = var_list
         self._iterators = tuple(iterators)
         self._metadata = metadata
+        self._monitor = monitor
+        self._mode = mode
         self._restore = Restore.of(restore)
         self._listeners = list(listeners or ())
         self._saver = CheckpointSaver(self._dir, background, on_error)
@@ -132,6 +142,8 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._coord: Any = None
         self._state: Optional[GraphState] = None
         self._step_tensor: Any = None
+        self._monitor_tensor: Any = None
+        self._monitored: Optional[Monitored] = None  # as fetched with the last run
         self._seen_step: Optional[int] = None  # as fetched with the last run
         self._increment = 1  # the largest seen
         self._stop_requested = False
@@ -141,6 +153,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
 
         Raises:
           RuntimeError: the graph has no global step.
+          ValueError: ``monitor`` is no scalar tensor of the graph.
         """
         self._step_tensor = tf.train.get_global_step()
         if self._step_tensor is None:
@@ -148,6 +161,8 @@ class H5CheckpointHook(tf.train.SessionRunHook):
                 "H5CheckpointHook needs a global step: call tf.train.get_or_create_global_step() "
                 "and pass it to the optimizer's minimize()"
             )
+        if self._monitor is not None:
+            self._monitor_tensor = scalar_tensor(self._monitor)
         self._dir.open_for_writing()
         self._state = GraphState(self._var_list, self._iterators)
         for listener in self._listeners:
@@ -164,6 +179,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         """
         assert self._state is not None
         self._coord = coord
+        self._monitored = None
         self._signals.install()
         self._collect(session)
         self._state.add_late_variables()
@@ -217,8 +233,11 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             )
 
     def before_run(self, run_context: Any) -> Any:
-        """Asks for the global step along with the user's fetches."""
-        return tf.train.SessionRunArgs(self._step_tensor)
+        """Asks for the global step, and for what is monitored, along with the user's fetches."""
+        fetches = {"step": self._step_tensor}
+        if self._monitor_tensor is not None:
+            fetches["monitor"] = self._monitor_tensor
+        return tf.train.SessionRunArgs(fetches)
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Saves if a save is due.
@@ -231,11 +250,14 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             self._collect(session)
         # This may be the step before the run's own increment or after it. Read it again only where
         # the increment makes a difference.
-        fetched = int(run_values.results)
+        fetched = int(run_values.results["step"])
         if self._seen_step is not None:
             self._increment = max(self._increment, fetched - self._seen_step)
         self._seen_step = fetched
         self._progress.advance(fetched)
+        if self._monitor_tensor is not None:
+            value = float(run_values.results["monitor"])
+            self._monitored = Monitored(self._monitor_tensor.name, self._mode, value)
         if (
             self._signals.save
             or self._timer.is_due(fetched)
@@ -300,7 +322,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         # Now: the user may change it while we write.
         metadata_json = metadata_to_json(metadata)
         self._timer.update(step)
-        self._saver.save(step, tensors, tf.VERSION, metadata_json)
+        self._saver.save(step, tensors, tf.VERSION, metadata_json, self._monitored)
         if not self._saver.busy:
             self._settle(session)
 
