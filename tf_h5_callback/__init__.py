@@ -24,10 +24,12 @@ from tf_h5_callback.errors import (
     CheckpointNotFoundError,
 )
 from tf_h5_callback.restore import Restore, rnn_names_of_tensorflow_1_2
+from tf_h5_callback.waiting import checkpoints_iterator
 
 if TYPE_CHECKING:
     from tf_h5_callback.graph_state import create_setters, restore_variables, save_variables
     from tf_h5_callback.hook import H5CheckpointHook
+    from tf_h5_callback.restore_hook import H5RestoreHook
 
 __version__ = "0.1.0"
 
@@ -38,8 +40,10 @@ __all__ = [
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
     "H5CheckpointHook",
+    "H5RestoreHook",
     "Restore",
     "best_checkpoint",
+    "checkpoints_iterator",
     "create_setters",
     "latest_checkpoint",
     "list_checkpoints",
@@ -53,6 +57,7 @@ __all__ = [
 
 _NEEDS_TENSORFLOW = {
     "H5CheckpointHook": "hook",
+    "H5RestoreHook": "restore_hook",
     "create_setters": "graph_state",
     "restore_variables": "graph_state",
     "save_variables": "graph_state",

@@ -119,10 +119,10 @@ class CheckpointDir:
         return os.path.join(self.path, "{}-{:d}.h5".format(self._basename, global_step))
 
     def list(self) -> List[Tuple[int, str]]:
-        """``[(step, path)]``, oldest step first; empty where the folder does not exist."""
+        """``[(step, path)]``, oldest step first; empty where there is no such folder."""
         try:
             names = os.listdir(self.path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         matches = filter(None, map(self._pattern.fullmatch, names))
         return sorted((int(m.group(1)), os.path.join(self.path, m.group())) for m in matches)
