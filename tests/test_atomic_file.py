@@ -315,6 +315,19 @@ def test_left_overs_of_the_dead_are_removed_those_of_the_living_never(tmp_path):
     assert os.listdir(tmp_path) == ["somebody's.tmp"]
 
 
+def test_looking_for_left_overs_in_vain_keeps_the_lock(tmp_path):
+    """flock() gives up the lock it had when it cannot be made exclusive."""
+    (tmp_path / os.path.basename(temporary_name("x"))).write_bytes(b"")
+    first, second = FolderLock(str(tmp_path)), FolderLock(str(tmp_path))
+    assert len(second.remove_leftovers()) == 1
+    first.close()
+    with FolderLock(str(tmp_path)) as third:
+        assert len(third.remove_leftovers()) == 1
+    second.close()
+    with FolderLock(str(tmp_path)) as fourth:
+        assert fourth.remove_leftovers() == []
+
+
 def test_a_second_process_is_named(tmp_path, caplog):
     other = start_writer(tmp_path)
     directory = CheckpointDir(tmp_path)

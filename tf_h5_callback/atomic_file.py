@@ -131,7 +131,7 @@ class FolderLock:
                     os.remove(path)
                     _log.info("removed %s, which a process that died had left", path)
             found = []
-            self._flock("LOCK_SH")
+        self._flock("LOCK_SH")  # an attempt that fails, too, gives up the lock that was held
         return found
 
     def other_processes(self) -> List[str]:
