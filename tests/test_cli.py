@@ -70,3 +70,13 @@ def test_as_a_module(folder):
         check=True, stdout=subprocess.PIPE, text=True,
     ).stdout  # fmt: skip
     assert len(out.splitlines()) == 2
+
+
+def test_a_pipe_that_is_closed(tmp_path):
+    tensors = {"a/rather/long/name/of/a/tensor/{}:0".format(i): np.zeros(1) for i in range(3000)}
+    write_checkpoint(tmp_path / "f.h5", tensors)
+    command = '"{}" -m tf_h5_callback show "{}" | head -n 1'.format(
+        sys.executable, tmp_path / "f.h5"
+    )
+    process = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert process.stdout.startswith("checkpoint:") and process.stderr == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import List, Optional
 
@@ -45,6 +46,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     except CheckpointError as error:
         print("tf-h5: {}".format(error), file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader, head for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _list(args: argparse.Namespace) -> int:
