@@ -69,41 +69,43 @@ def test_types_hdf5_has_no_place_for(dtype):
 )
 def test_strings_come_back(strings):
     values = np.array(strings + [None], dtype=object)[:-1]
-    stored = dtypes.pad_strings(values)
-    assert stored.padded.dtype.kind == "S"
-    back = dtypes.unpad_strings(stored.padded, stored.lengths)
+    stored = dtypes.store_strings(values)
+    assert stored.values.dtype.kind == "S"
+    back = dtypes.load_strings(stored)
     assert back.dtype == object and back.tolist() == strings
 
 
 @pytest.mark.parametrize("shape", [(), (1, 1), (2, 0), (2, 1, 2)])
 def test_strings_of_any_shape(shape):
     values = np.full(shape, b"\0s\0", dtype=object)
-    stored = dtypes.pad_strings(values)
-    back = dtypes.unpad_strings(stored.padded, stored.lengths)
-    assert stored.padded.shape == back.shape == shape
+    stored = dtypes.store_strings(values)
+    back = dtypes.load_strings(stored)
+    assert stored.values.shape == back.shape == shape
     assert back.tolist() == values.tolist()
 
 
 def test_lengths_are_kept_only_where_padding_loses_them():
-    assert dtypes.pad_strings(np.array([b"a\0b"], object)).lengths is None
-    assert dtypes.pad_strings(np.array([b"a\0"], object)).lengths == [2]
+    assert dtypes.store_strings(np.array([b"a\0b"], object)).lengths is None
+    assert dtypes.store_strings(np.array([b"a\0"], object)).lengths == [2]
 
 
 def test_text_becomes_utf8():
-    assert dtypes.pad_strings(np.array(["h\u00e9"], object)).padded.tolist() == [b"h\xc3\xa9"]
+    assert dtypes.store_strings(np.array(["h\u00e9"], object)).values.tolist() == [b"h\xc3\xa9"]
 
 
 def test_a_size_that_varies_a_little_keeps_the_type():
-    sizes = {dtypes.pad_strings(np.array(b"x" * n, object)).padded.dtype for n in range(9000, 9200)}
+    sizes = {
+        dtypes.store_strings(np.array(b"x" * n, object)).values.dtype for n in range(9000, 9200)
+    }
     assert len(sizes) == 1
 
 
 def test_other_objects_are_refused():
     with pytest.raises(TypeError, match="only byte strings, not 3"):
-        dtypes.pad_strings(np.array([b"a", 3], object))
+        dtypes.store_strings(np.array([b"a", 3], object))
 
 
 @pytest.mark.parametrize("lengths", [[1], [1, 99], [-1, 0]])
 def test_lengths_that_do_not_fit_are_refused(lengths):
     with pytest.raises(ValueError, match="do not fit"):
-        dtypes.unpad_strings(np.array([b"a", b"b"]), lengths)
+        dtypes.load_strings(dtypes.StoredStrings(np.array([b"a", b"b"]), lengths))

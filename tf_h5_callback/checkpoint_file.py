@@ -9,7 +9,7 @@ import datetime
 import json
 import os
 import zlib
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Union
 from urllib.parse import quote
 
 import numpy as np
@@ -63,7 +63,8 @@ def write_checkpoint(
 
     Args:
       path: the file; one that exists is replaced, atomically.
-      tensors: name -> array of any shape; numbers, booleans, bfloat16, or objects of type bytes.
+      tensors: name -> array of any shape; numbers, booleans, objects of type bytes, and the dtypes
+        that TensorFlow has besides those of NumPy.
       global_step: stored as an attribute.
       tensorflow_version: stored as an attribute.
       metadata: a dict of anything JSON can hold, or what `metadata_to_json` made of it.
@@ -114,22 +115,26 @@ def metadata_to_json(metadata: Optional[Mapping[str, Any]]) -> str:
 
 def _encode(tensors: Mapping[str, np.ndarray]) -> _Encoded:
     encoded: Dict[str, np.ndarray] = {}
-    names: Dict[str, str] = {}
-    string_lengths: Dict[str, List[int]] = {}
+    encoding: Dict[str, Dict[str, Any]] = {
+        member: {} for member in ("names", "dtypes", "string_lengths", "string_shapes")
+    }
     for name, value in tensors.items():
         key = dataset_name(name)
         if true_name(key) != name:
-            names[key] = name
+            encoding["names"][key] = name
         value = np.asarray(value, order="C")
         if value.dtype.kind == "O":
-            value, lengths = dtypes.pad_strings(value)
-            if lengths is not None:
-                string_lengths[key] = lengths
-        elif value.dtype.byteorder == ">":
-            value = value.astype(value.dtype.newbyteorder("<"))
-        encoded[key] = value
-    encoding: Dict[str, Dict[str, Any]] = {"names": names, "string_lengths": string_lengths}
-    return _Encoded(encoded, {key: value for key, value in encoding.items() if value})
+            strings = dtypes.store_strings(value)
+            encoded[key] = strings.values
+            if strings.lengths is not None:
+                encoding["string_lengths"][key] = strings.lengths
+            if strings.shape is not None:
+                encoding["string_shapes"][key] = strings.shape
+        else:
+            encoded[key], dtype_name = dtypes.store_numbers(value)
+            if dtype_name is not None:
+                encoding["dtypes"][key] = dtype_name
+    return _Encoded(encoded, {member: value for member, value in encoding.items() if value})
 
 
 def _attributes(

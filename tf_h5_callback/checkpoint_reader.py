@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import operator
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -42,13 +43,29 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _BLOCK_SIZE = 16 << 20  # reading gives the GIL away and may wait 5 ms to get it back
 
 
+class _Tensor(NamedTuple):
+    """A tensor, and the dataset that holds it.
+
+    ``lengths`` and ``joined`` are those of strings; see `dtypes.StoredStrings`.
+    """
+
+    extent: file_layout.Extent
+    crc: Optional[int]
+    shape: Tuple[int, ...]
+    dtype: str
+    lengths: Optional[List[int]]
+    joined: bool
+
+
 class Checkpoint(Mapping[str, np.ndarray]):
     """A checkpoint file, read lazily: a read-only mapping name -> ndarray.
 
     Names are those of the graph (``rnn/cell/kernel:0``), in the order of their names in the file.
     Each access reads the tensor anew, verifies its CRC-32 and returns a fresh array. Strings come
-    as arrays of ``bytes`` objects, bfloat16 and float8_e5m2 as themselves where ``ml_dtypes`` or
-    TensorFlow is installed, otherwise widened to float32 and float16, exactly.
+    as arrays of ``bytes`` objects, quantised integers in TensorFlow's structured dtypes, bfloat16
+    and the like as themselves where ``ml_dtypes`` or TensorFlow is installed. Otherwise bfloat16
+    and float8_e5m2 are widened to float32 and float16, exactly, short integers come as int8 and
+    uint8, and other short floats as their bits, in uint8; `dtype` always tells the true one.
 
     Plain files of datasets that another program wrote (the loop of the blog post, say) can be read
     too; they have no checksums.
@@ -147,13 +164,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
             )
         self.tensorflow_version = text("tensorflow_version") or None
         self.step = int(values["global_step"]) if "global_step" in values else None
-        self._string_lengths = _object(encoding.get("string_lengths", {}))
-        names = _object(encoding.get("names", {}))
+        members = {key: _object(value) for key, value in encoding.items()}
+        names = members.get("names", {})
         if not all(isinstance(name, str) for name in names.values()):
             raise ValueError("one of its names is no text")
         extents = sorted(extents, key=lambda extent: utf8(extent.name))
-        self._tensors: Dict[str, Tuple[file_layout.Extent, Optional[int]]] = {
-            names.get(extent.name, true_name(extent.name)): (extent, crc)
+        self._tensors = {
+            names.get(extent.name, true_name(extent.name)): _tensor(extent, crc, members)
             for extent, crc in zip(extents, crcs)
         }
         if len(self._tensors) != len(extents):
@@ -163,17 +180,19 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return CheckpointCorruptError("checkpoint {} is damaged: {}".format(self.path, why))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        extent, crc = self._tensors[name]
+        tensor = self._tensors[name]
         if self._file.closed:
             raise ValueError("checkpoint {} is closed".format(self.path))
         try:
-            return self._read(extent, crc)
+            return self._read(tensor)
         except H5PY_ERRORS as error:
             raise self._corrupt("{!r}: {}".format(name, error)) from error
         except MemoryError as error:
             # Its size has been checked: not the file is at fault.
             raise CheckpointError(
-                "no memory for the {} bytes of {!r} of {}".format(extent.nbytes, name, self.path)
+                "no memory for the {} bytes of {!r} of {}".format(
+                    tensor.extent.nbytes, name, self.path
+                )
             ) from error
 
     def __iter__(self) -> Iterator[str]:
@@ -197,17 +216,16 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def shape(self, name: str) -> Tuple[int, ...]:
         """The shape of a tensor, without reading it."""
-        return self._tensors[name][0].shape
+        return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
         """The name of a tensor's dtype as NumPy and TensorFlow spell it, without reading it."""
-        extent, _ = self._tensors[name]
-        return "string" if extent.dtype.kind in "SO" else extent.meaning
+        return self._tensors[name].dtype
 
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors together, in the file."""
-        return sum(extent.nbytes for extent, _ in self._tensors.values())
+        return sum(tensor.extent.nbytes for tensor in self._tensors.values())
 
     def read_all(self, names: Optional[Iterable[str]] = None) -> Dict[str, np.ndarray]:
         """Reads and verifies tensors, with two threads.
@@ -223,7 +241,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """
         with ThreadPoolExecutor(_READERS) as pool:
             wanted = set(self if names is None else names)
-            largest_first = sorted(wanted, key=lambda name: -self._tensors[name][0].nbytes)
+            largest_first = sorted(wanted, key=lambda name: -self._tensors[name].extent.nbytes)
             values = dict(zip(largest_first, pool.map(self.__getitem__, largest_first)))
         return {name: values[name] for name in self if name in wanted}
 
@@ -236,7 +254,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         for name in self:
             self[name]
 
-    def _read(self, extent: file_layout.Extent, crc: Optional[int]) -> np.ndarray:
+    def _read(self, tensor: _Tensor) -> np.ndarray:
+        extent = tensor.extent
         if extent.dtype.hasobject:
             strings = np.empty(extent.shape, object)
             strings.reshape(-1)[:] = self._strings[extent.name]
@@ -248,16 +267,14 @@ class Checkpoint(Mapping[str, np.ndarray]):
         else:
             data[:] = np.frombuffer(extent.data, np.uint8)
             actual = zlib.crc32(extent.data)
-        if crc is not None and actual != crc:
+        if tensor.crc is not None and actual != tensor.crc:
             raise ValueError("its checksum is wrong")
-        if values.dtype.kind == "S":
-            return dtypes.unpad_strings(values, self._string_lengths.get(extent.name))
+        if tensor.dtype == "string":
+            shape = tensor.shape if tensor.joined else None
+            return dtypes.load_strings(dtypes.StoredStrings(values, tensor.lengths, shape))
         if values.dtype == bool and data.max(initial=0) > 1:
             raise ValueError("it holds booleans that are neither true nor false")
-        values = dtypes.widen(values, extent.meaning)
-        if not values.dtype.isnative:
-            values = values.astype(values.dtype.newbyteorder("="))
-        return values
+        return dtypes.load_numbers(values, tensor.dtype)
 
     def _read_block(self, data: np.ndarray, offset: int) -> int:
         """Fills an array of bytes from the file; returns the CRC-32."""
@@ -269,6 +286,33 @@ class Checkpoint(Mapping[str, np.ndarray]):
             crc = zlib.crc32(view[:n], crc)
             view, offset = view[n:], offset + n
         return crc
+
+
+def _tensor(
+    extent: file_layout.Extent, crc: Optional[int], encoding: Mapping[str, Mapping[str, Any]]
+) -> _Tensor:
+    """A dataset, and what the attribute ``encoding`` says of it -> the tensor it holds.
+
+    Raises:
+      ValueError: the two do not fit.
+    """
+
+    def said(member: str) -> Any:
+        return encoding.get(member, {}).get(extent.name)
+
+    shape, dtype = extent.shape, "string" if extent.dtype.kind in "SO" else extent.meaning
+    true_dtype, lengths, true_shape = said("dtypes"), said("string_lengths"), said("string_shapes")
+    fits = True
+    if true_shape is not None:
+        dtype, shape = "string", tuple(operator.index(n) for n in true_shape)
+        fits = extent.dtype == np.uint8 and min(shape, default=0) >= 0
+        fits = fits and file_layout.count(shape) == len(lengths)
+    elif true_dtype is not None:
+        dtype = true_dtype
+        fits = dtypes.can_be_stored_as(true_dtype, extent.dtype)
+    if not fits:
+        raise ValueError("{!r:.1000} does not hold what its encoding says".format(extent.name))
+    return _Tensor(extent, crc, shape, dtype, lengths, true_shape is not None)
 
 
 def _json_object(text: str) -> Dict[str, Any]:

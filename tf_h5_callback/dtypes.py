@@ -3,13 +3,15 @@
 Numbers are stored as themselves, little-endian; complex numbers and booleans in the way h5py and
 PyTables agreed on (a compound of ``r`` and ``i``; an enumeration of ``FALSE`` and ``TRUE``).
 bfloat16 and float8_e5m2, unknown to HDF5 by name, are described to it as the floating-point types
-they are, so that every HDF5 tool shows numbers. Byte strings get the length of the longest one,
-padded with NULs.
+they are, so that every HDF5 tool shows numbers. What HDF5 cannot describe is stored as integers,
+and the file keeps the dtype's name. Byte strings get the length of the longest one, padded with
+NULs; where that would be a waste of space they are joined.
 """
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+import itertools
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import h5py
 import numpy as np
@@ -24,12 +26,33 @@ SHORT_FLOATS = {
     "float8_e5m2": (1, (7, 2, 5, 0, 2), 15),
 }
 
+# Stored as integers, with the dtype's name in the file. As values, where they are integers:
+_NAMED_INTEGERS = {"int2": "i1", "int4": "i1", "uint2": "u1", "uint4": "u1"}
+# As bits: floats without infinities, or with their special values in places that HDF5 cannot
+# describe (it would show the largest float8_e4m3fn, 448, as NaN).
+_NAMED_FLOATS = dict.fromkeys(
+    "float4_e2m1fn float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2fnuz".split(), "u1"
+)
+# TensorFlow's quantised integers, which NumPy sees as structures of one field of that name.
+_QUANTISED = {"qint8": "i1", "quint8": "u1", "qint16": "<i2", "quint16": "<u2", "qint32": "<i4"}
+_NAMED = {**_NAMED_INTEGERS, **_NAMED_FLOATS, **_QUANTISED}
+
+# Padded strings may take this many times as much as the strings themselves, and so much more.
+_PADDING_FACTOR = 4
+_PADDING_ALLOWED = 1 << 20
+
 
 class StoredStrings(NamedTuple):
-    """Byte strings as a NUL-padded array, and their lengths where padding alone loses them."""
+    """Byte strings as an array that HDF5 can hold, and what a reader needs to get them back.
 
-    padded: np.ndarray
-    lengths: Optional[List[int]]
+    The array is of the strings' shape, padded with NULs, and there are lengths where padding alone
+    loses them; or it is the bytes of all strings, one after the other, and there are lengths and a
+    shape.
+    """
+
+    values: np.ndarray
+    lengths: Optional[List[int]] = None
+    shape: Optional[Tuple[int, ...]] = None
 
 
 def h5_type(dtype: np.dtype) -> h5py.h5t.TypeID:
@@ -111,8 +134,41 @@ def widen(values: np.ndarray, name: str) -> np.ndarray:
     return shifted.view({1: np.float16, 2: np.float32}[values.dtype.itemsize])
 
 
-def pad_strings(values: np.ndarray) -> StoredStrings:
-    """An object array of byte strings -> fixed-length strings, of any shape.
+def store_numbers(values: np.ndarray) -> Tuple[np.ndarray, Optional[str]]:
+    """An array of numbers -> one that HDF5 can hold, and the dtype's name where that loses it."""
+    dtype = values.dtype
+    name = dtype.names[0] if dtype.names and len(dtype.names) == 1 else dtype.name
+    if name in _NAMED_INTEGERS:
+        return values.astype(_NAMED_INTEGERS[name]), name
+    if name in _NAMED:
+        return values.view(_NAMED[name]), name
+    return (values.astype(dtype.newbyteorder("<")) if dtype.byteorder == ">" else values), None
+
+
+def load_numbers(values: np.ndarray, name: str) -> np.ndarray:
+    """The way back, given the dtype's name.
+
+    Where no installed package has the dtype: integers as they are, floats that HDF5 knows in the
+    next wider IEEE type, exactly, and other floats as their bits.
+    """
+    if name in _QUANTISED:
+        values = values.view([(name, _QUANTISED[name])])
+    elif name in _NAMED:
+        dtype = extension_dtype(name)
+        if dtype is not None:
+            values = values.astype(dtype) if name in _NAMED_INTEGERS else values.view(dtype)
+    elif name in SHORT_FLOATS:
+        values = widen(values, name)
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
+
+def can_be_stored_as(name: Any, stored: np.dtype) -> bool:
+    """Whether what a file gives as the name of a dtype is one, and fits the dataset."""
+    return isinstance(name, str) and name in _NAMED and np.dtype(_NAMED[name]) == stored
+
+
+def store_strings(values: np.ndarray) -> StoredStrings:
+    """An object array of byte strings, of any shape -> what HDF5 can hold.
 
     The length is rounded up to four significant bits, so that a string whose size varies a little
     from save to save (the state of an input pipeline) keeps the layout of its file.
@@ -124,27 +180,38 @@ def pad_strings(values: np.ndarray) -> StoredStrings:
     for v in flat:
         if not isinstance(v, bytes):
             raise TypeError("an array of objects may hold only byte strings, not {!r}".format(v))
-    longest = max([1] + [len(v) for v in flat])
+    lengths = [len(v) for v in flat]
+    longest = max([1] + lengths)
     unit = 1 << max(0, longest.bit_length() - 4)
-    padded = np.array(flat, dtype="S{}".format(-(-longest // unit) * unit)).reshape(values.shape)
+    length = -(-longest // unit) * unit
+    if length * len(flat) > _PADDING_FACTOR * (sum(lengths) + len(flat)) + _PADDING_ALLOWED:
+        # One long string among a million short ones would make a file of terabytes.
+        return StoredStrings(np.frombuffer(b"".join(flat), np.uint8), lengths, values.shape)
+    padded = np.array(flat, dtype="S{}".format(length)).reshape(values.shape)
     ambiguous = any(v.endswith(b"\0") for v in flat)
-    return StoredStrings(padded, [len(v) for v in flat] if ambiguous else None)
+    return StoredStrings(padded, lengths if ambiguous else None)
 
 
-def unpad_strings(padded: np.ndarray, lengths: Optional[List[int]]) -> np.ndarray:
+def load_strings(stored: StoredStrings) -> np.ndarray:
     """The way back: an object array of ``bytes``, which is what TensorFlow takes for strings.
 
     Raises:
-      ValueError: ``lengths`` does not fit the array.
+      ValueError: the lengths do not fit the array.
     """
-    values = np.empty(padded.size, dtype=object)
+    values, lengths, shape = stored
+    strings = np.empty(values.size if shape is None else len(lengths or ()), dtype=object)
     if lengths is None:
-        values[:] = padded.reshape(-1).tolist()
+        strings[:] = values.reshape(-1).tolist()
+        return strings.reshape(values.shape)
+    raw, size = values.tobytes(), values.dtype.itemsize
+    if shape is None:
+        fits = len(lengths) == values.size and all(0 <= n <= size for n in lengths)
+        starts: Iterable[int] = range(0, len(raw), size)
     else:
-        size = padded.dtype.itemsize
-        if len(lengths) != padded.size or not all(0 <= n <= size for n in lengths):
-            raise ValueError("the lengths of its strings do not fit it")
-        raw = padded.tobytes()
-        for i, n in enumerate(lengths):
-            values[i] = raw[i * size : i * size + n]
-    return values.reshape(padded.shape)
+        fits = sum(lengths) == len(raw) and all(n >= 0 for n in lengths)
+        starts = itertools.accumulate([0] + lengths)
+    if not fits:
+        raise ValueError("the lengths of its strings do not fit it")
+    for i, (start, n) in enumerate(zip(starts, lengths)):
+        strings[i] = raw[start : start + n]
+    return strings.reshape(values.shape if shape is None else shape)

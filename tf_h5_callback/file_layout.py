@@ -133,7 +133,7 @@ def read_attribute(file: h5py.File, name: str, file_size: int) -> Optional[np.nd
         dtype, _ = dtypes.numpy_type(type_id)
     except (TypeError, ValueError):
         return None
-    if dtype.hasobject:
+    if dtype.hasobject or len(shape) > 1:
         return None
     if count(shape) * max(1, type_id.get_size()) > file_size:
         raise ValueError("its attribute {} is larger than the file".format(name))

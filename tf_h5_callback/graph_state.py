@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from tf_h5_callback import matching
 from tf_h5_callback.checkpoint_file import PathLike, write_checkpoint
 from tf_h5_callback.checkpoint_reader import Checkpoint
+from tf_h5_callback.errors import CheckpointMismatchError
 from tf_h5_callback.restore import EVERYTHING, Restore
 from tf_h5_callback.setters import (
     Item,
@@ -22,6 +23,16 @@ from tf_h5_callback.setters import (
     saveable_setters,
     select,
     variable_setter,
+)
+
+# What TensorFlow raises for the state of another iterator. Not all of its errors: some tell that
+# the connection is lost.
+_REFUSALS = (
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.UnimplementedError,
 )
 
 
@@ -44,6 +55,7 @@ class GraphState:
         self._var_list = var_list
         self._items: Dict[str, Item] = {}
         self._setters: Setters = {}
+        self._iterators: List[str] = []  # their names in the file
         with self._graph.as_default():
             variables, saveables = select(self._graph, var_list)
             step = tf.train.get_global_step()
@@ -59,6 +71,7 @@ class GraphState:
                 for item, setter in saveable_setters(self._graph, saveable):
                     # Its spec is named differently from version to version of TensorFlow.
                     self._add(item._replace(name=saveable.name), setter)
+                    self._iterators.append(saveable.name)
 
     def _add(self, item: Item, setter: Setter) -> None:
         if item.name in self._items:
@@ -114,15 +127,34 @@ class GraphState:
         return matching.match(self._items, checkpoint, restore, ignore_extra)
 
     def assign(self, session: Any, tensors: Mapping[str, np.ndarray]) -> None:
-        """Assigns tensors that passed `match`, with one ``session.run``.
+        """Assigns tensors that passed `match`, with one ``session.run``, after iterators.
 
         Args:
           session: the session.
           tensors: name in the graph -> array. TensorFlow may adopt it as the buffer of a variable:
             do not write to it again, and give no array twice.
+
+        Raises:
+          CheckpointMismatchError: TensorFlow refuses the state of an iterator. Nothing else was
+            assigned.
         """
-        dtypes = {name: self._items[name].dtype for name in tensors}
-        _assign(session, self._setters, {k: _cast(v, dtypes[k]) for k, v in tensors.items()})
+        rest = {k: _cast(v, self._items[k].dtype) for k, v in tensors.items()}
+        # First and alone: only TensorFlow can tell whether it understands their state.
+        for name in self._iterators:
+            if name in rest:
+                self._assign_iterator(session, name, rest.pop(name))
+        _assign(session, self._setters, rest)
+
+    def _assign_iterator(self, session: Any, name: str, state: np.ndarray) -> None:
+        try:
+            _assign(session, self._setters, {name: state})
+        except _REFUSALS as error:
+            raise CheckpointMismatchError(
+                "TensorFlow {} refuses the state of the iterator {}; nothing was restored. Such a "
+                "state belongs to its dataset and to the version of TensorFlow that saved it. To "
+                "restore everything else, leave out H5CheckpointHook's argument iterators and give "
+                "restore=tf_h5_callback.Restore(strict=False)".format(tf.VERSION, name)
+            ) from error
 
 
 def scalar_tensor(tensor: Any) -> Any:
@@ -234,11 +266,13 @@ def _assemble(item: Item, values: Sequence[Any]) -> np.ndarray:
     """What ``session.run`` returned for the parts of an item -> the tensor to be stored."""
     if item.parts[0].slices is None:
         value = values[0]
-        return np.array(value, dtype=object) if isinstance(value, bytes) else np.asarray(value)
-    tensor = np.empty(item.shape.as_list(), values[0].dtype)
-    for part, value in zip(item.parts, values):
-        tensor[part.slices] = value
-    return tensor
+        tensor = np.array(value, dtype=object) if isinstance(value, bytes) else np.asarray(value)
+    else:
+        tensor = np.empty(item.shape.as_list(), values[0].dtype)
+        for part, value in zip(item.parts, values):
+            tensor[part.slices] = value
+    # Quantised integers come as plain ones, which would have another name in the file.
+    return tensor.view(item.dtype.as_numpy_dtype) if item.dtype.is_quantized else tensor
 
 
 def _cast(value: np.ndarray, dtype: Any) -> np.ndarray:

@@ -161,11 +161,13 @@ def saveable_setters(graph: Any, saveable: Any) -> List[Tuple[Item, Setter]]:
                     fetch = tf.io.serialize_tensor(fetch)
                 placeholder = _placeholder(fetch.dtype.base_dtype, None, spec.name)
                 placeholders.append(placeholder)
-                values.append(
-                    tf.io.parse_tensor(placeholder, tf.variant)
-                    if spec.tensor.dtype == tf.variant
-                    else placeholder
-                )
+                value = placeholder
+                if spec.tensor.dtype == tf.variant:
+                    # The shape tells TensorFlow 1 and 2 apart. Each of them takes the state of the
+                    # other for granted, and aborts the process.
+                    value = tf.io.parse_tensor(placeholder, tf.variant)
+                    value = tf.ensure_shape(value, spec.tensor.shape)
+                values.append(value)
                 items.append(
                     Item(spec.name, placeholder.dtype, placeholder.shape, [Part(fetch, None)])
                 )
