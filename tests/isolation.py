@@ -13,7 +13,8 @@ from collections import Counter, namedtuple
 
 Outcome = namedtuple("Outcome", "case kind detail")
 
-SECONDS = 20  # for a case; the slowest takes less than one
+SECONDS = 20  # of a processor, for a case; the slowest takes less than one
+PATIENCE = 10  # times as long by the clock: the machine may be busy
 MEMORY = 256 << 20  # more than the child needs for an honest file
 
 FATAL = ("wrong", "escaped", "memory", "crash", "hang")
@@ -46,14 +47,15 @@ def _run_in_child(function, cases, folder):
         received = b""
         for case in cases:
             while b"\n" not in received:
-                if not select.select([reader], [], [], SECONDS)[0]:
+                if not select.select([reader], [], [], PATIENCE * SECONDS)[0]:
                     os.kill(pid, signal.SIGKILL)
                     yield Outcome(case, "hang", "")
                     return
                 part = os.read(reader, 1 << 16)
                 if not part:
-                    yield Outcome(case, "crash", _why(os.waitpid(pid, 0)[1]))
+                    why = _why(os.waitpid(pid, 0)[1])
                     pid = None
+                    yield Outcome(case, "hang" if why == "SIGPROF" else "crash", why)
                     return
                 received += part
             line, _, received = received.partition(b"\n")
@@ -83,6 +85,7 @@ def _child(function, cases, folder, writer):
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY + (512 << 20),) * 2)
     used = _peak()
     for case in cases:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # SIGPROF ends the process
         try:
             kind, detail = function(case, folder)
         except BaseException as error:

@@ -1,6 +1,9 @@
 """An interrupted and resumed run equals an uninterrupted one, step for step and bit for bit."""
 
 import os
+import pathlib
+import re
+import textwrap
 
 import pytest
 
@@ -72,7 +75,7 @@ def test_the_state_is_all_there(whole):
     )
 
 
-@pytest.mark.parametrize("interrupted_at", [1, 4, 5, 6, 13, 23])
+@pytest.mark.parametrize("interrupted_at", [n for n in range(1, LAST) if n not in (9, 16, 21)])
 def test_equal_after_an_interruption(whole, interrupted_at, tmp_path):
     use_resource, seen, state = whole
     first = run(tmp_path, interrupted_at, use_resource)
@@ -97,3 +100,59 @@ def test_equal_when_resumed_from_an_older_checkpoint(whole, tmp_path):
     os.remove(tmp_path / "model.ckpt-13.h5")
     assert run(tmp_path, LAST, use_resource) == seen[10:]
     assert final_state(tmp_path) == state
+
+
+RECIPE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "training.rst"
+
+
+def recipe():
+    """The lines of the documentation on random operations: the mask, and the train op."""
+    text = RECIPE.read_text(encoding="utf-8").split("Dropout and other random operations")[1]
+    block = re.search(r"\.\. code-block:: python\n\n((?: {8}.*\n|\n)+)", text).group(1)
+    mask, train = textwrap.dedent(block).split("...\n")
+    assert "stateless" in mask and "train_op" in train
+    return mask, train
+
+
+def run_with_dropout(folder, last_step, mask, train):
+    """Trains a model with dropout; the two pieces of code make the mask and the train op."""
+    with tf.Graph().as_default():
+        tf.set_random_seed(7)
+        global_step = tf.train.get_or_create_global_step()
+        names = {"tf": tf, "global_step": global_step, "keep_prob": 0.5, "x": tf.ones([4, 16])}
+        exec(mask, names)
+        w = tf.get_variable("w", [16, 1], use_resource=True)
+        names["loss"] = loss = tf.reduce_mean(tf.square(tf.matmul(names["x"], w) - 1))
+        names["optimizer"] = tf.train.AdamOptimizer(0.01)
+        exec(train, names)
+        hooks = [
+            h5.H5CheckpointHook(folder, save_steps=5),
+            tf.train.StopAtStepHook(last_step=last_step),
+        ]
+        seen = []
+        with tf.train.MonitoredTrainingSession(hooks=hooks) as session:
+            while not session.should_stop():
+                values = session.run([names["x"], loss, names["train_op"]])
+                seen.append((values[0].tolist(), float(values[1])))
+    return seen
+
+
+def test_the_documented_way_to_random_numbers_is_exact(tmp_path):
+    whole = run_with_dropout(tmp_path / "whole", 12, *recipe())
+    masks = [repr(x) for x, _ in whole]
+    assert len(set(masks)) == 12 and all(0 < x.count("2.0") < 64 for x in masks)
+    parts = [run_with_dropout(tmp_path / "parts", n, *recipe()) for n in (3, 8, 12)]
+    assert sum(parts, []) == whole
+
+
+def test_a_stateful_random_operation_is_not_exact(tmp_path):
+    """As documented. If TensorFlow ever mends it, the documentation can be shorter."""
+    _, train = recipe()
+    code = "x = tf.nn.dropout(x, keep_prob=keep_prob)", train
+    whole = run_with_dropout(tmp_path / "whole", 6, *code)
+    assert run_with_dropout(tmp_path / "again", 6, *code) == whole
+    first = run_with_dropout(tmp_path / "parts", 3, *code)
+    second = run_with_dropout(tmp_path / "parts", 6, *code)
+    assert first == whole[:3] and second != whole[3:]
+    # The counter of the operation began anew.
+    assert [x for x, _ in second] == [x for x, _ in whole[:3]]
