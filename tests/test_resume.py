@@ -75,7 +75,12 @@ def test_the_state_is_all_there(whole):
     )
 
 
-@pytest.mark.parametrize("interrupted_at", [n for n in range(1, LAST) if n not in (9, 16, 21)])
+# In turn with variables of either kind: twenty steps, and all distances from a save.
+@pytest.mark.parametrize(
+    "whole, interrupted_at",
+    [(bool(n % 2), n) for n in range(1, LAST) if n not in (9, 16, 21)],
+    indirect=["whole"],
+)
 def test_equal_after_an_interruption(whole, interrupted_at, tmp_path):
     use_resource, seen, state = whole
     first = run(tmp_path, interrupted_at, use_resource)
