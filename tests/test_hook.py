@@ -741,13 +741,23 @@ def test_a_failed_save_is_raised_at_the_next_step(folder, background, full_disk)
     assert os.listdir(folder) == ["model.ckpt-0.h5"]
 
 
-def test_a_failed_save_is_raised_by_wait_until_finished(folder, full_disk):
+def test_a_failed_save_is_raised_by_wait_until_finished(folder, monkeypatch):
+    go, real, writes = threading.Event(), planned_file._write_all, []
+
+    def write_all(file, data):
+        writes.append(1)
+        if len(writes) == 1:
+            assert go.wait(60)
+            raise OSError(28, "No space left on device")
+        real(file, data)
+
+    monkeypatch.setattr(planned_file, "_write_all", write_all)
     hook = h5.H5CheckpointHook(folder, save_steps=3)
     counting_graph()
     with tf.train.MonitoredTrainingSession(hooks=[hook]):
+        go.set()
         with pytest.raises(h5.CheckpointError, match="model.ckpt-0.h5"):
             hook.wait_until_finished()
-        full_disk["full"] = False
 
 
 def test_a_failed_save_is_raised_at_the_end(folder, background, full_disk):
