@@ -741,7 +741,9 @@ def test_a_failed_save_is_raised_at_the_next_step(folder, background, full_disk)
     assert os.listdir(folder) == ["model.ckpt-0.h5"]
 
 
-def test_a_failed_save_is_raised_by_wait_until_finished(folder, monkeypatch):
+@pytest.fixture
+def first_write_fails(monkeypatch):
+    """An event; the first write fails once it is set, later ones succeed."""
     go, real, writes = threading.Event(), planned_file._write_all, []
 
     def write_all(file, data):
@@ -752,10 +754,14 @@ def test_a_failed_save_is_raised_by_wait_until_finished(folder, monkeypatch):
         real(file, data)
 
     monkeypatch.setattr(planned_file, "_write_all", write_all)
+    return go
+
+
+def test_a_failed_save_is_raised_by_wait_until_finished(folder, first_write_fails):
     hook = h5.H5CheckpointHook(folder, save_steps=3)
     counting_graph()
     with tf.train.MonitoredTrainingSession(hooks=[hook]):
-        go.set()
+        first_write_fails.set()
         with pytest.raises(h5.CheckpointError, match="model.ckpt-0.h5"):
             hook.wait_until_finished()
 
@@ -771,25 +777,15 @@ def test_a_failed_save_is_raised_at_the_end(folder, background, full_disk):
             full_disk["full"] = True
 
 
-def test_the_last_step_is_saved_even_if_the_save_before_failed(folder, monkeypatch):
+def test_the_last_step_is_saved_even_if_the_save_before_failed(folder, first_write_fails):
     """The failure comes too late to be raised at a step; the disk has room again."""
-    go, real, writes = threading.Event(), planned_file._write_all, []
-
-    def write_all(file, data):
-        writes.append(1)
-        if len(writes) == 1:
-            assert go.wait(60)
-            raise OSError(28, "No space left on device")
-        real(file, data)
-
-    monkeypatch.setattr(planned_file, "_write_all", write_all)
     listener = Listener()
     hook = h5.H5CheckpointHook(folder, save_steps=100, listeners=[listener])
     train_op = counting_graph()
     with pytest.raises(h5.CheckpointError, match="model.ckpt-0.h5"):
         with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
             session.run(train_op)
-            go.set()
+            first_write_fails.set()
     assert steps(folder) == [1]
     assert listener.calls[-1] == ("end", 1)
 
