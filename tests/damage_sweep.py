@@ -23,9 +23,11 @@ import numpy as np
 import tf_h5_callback as h5
 from tf_h5_callback import checkpoint_reader
 from tf_h5_callback._compat import extension_dtype
-from tf_h5_callback.checkpoint_file import write_checkpoint
+from tf_h5_callback.checkpoint_file import Monitored, write_checkpoint
 
 PAGE = 4096
+# One with large attributes, too, in structures of HDF5 that have no checksums.
+FLIPS = {"few": 7000, "many": 3000, "wordy": 2000}
 COLUMNS = ["noticed", "harmless", "wrong", "escaped", "memory", "crash", "hang"]
 
 
@@ -33,7 +35,7 @@ def tensors_of(kind, seed):
     """A model; another seed gives the same model with other values."""
     rng = np.random.RandomState(seed)
     tensors = {"layer_{}/kernel:0".format(i): rng.rand(2, i % 7) for i in range(1100)}
-    if kind == "few":
+    if kind != "many":
         tensors = {
             "rnn/cell/kernel:0": rng.rand(30, 40).astype("f4"),
             "rnn/cell/recurrent:0": rng.rand(30, 40).astype("f4"),
@@ -56,13 +58,15 @@ class Original:
     """An undamaged file: its content, what a reader gets out of it, and where its tensors are."""
 
     def __init__(self, folder, kind, seed=7, tensors=None):
+        note = 70000 if kind == "wordy" else 9000
         self.path = os.path.join(folder, "model.ckpt-{}.h5".format(seed))
         write_checkpoint(
             self.path,
             tensors_of(kind, seed) if tensors is None else tensors,
             global_step=seed,
             tensorflow_version="1.15.5",
-            metadata={"seed": seed, "note": "x" * 9000},
+            metadata={"seed": seed, "note": "x" * note},
+            monitored=Monitored("loss:0", "min", 1 / seed),
         )
         with open(self.path, "rb") as f:
             self.content = f.read()
@@ -89,6 +93,7 @@ def read(path):
             "tensorflow_version": checkpoint.tensorflow_version,
             "written_at": checkpoint.written_at,
             "format_version": checkpoint.format_version,
+            "monitored": checkpoint.monitored,
             "names": list(checkpoint),
         }
         for name in checkpoint:
@@ -230,12 +235,10 @@ def main(argv=None):
     parser.add_argument("--share", type=float, default=1, help="of the cases of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=ast.literal_eval, metavar="CASE")
-    parser.add_argument("--file", choices=["few", "many"], help="by default both, one by one")
+    parser.add_argument("--file", choices=list(FLIPS), help="by default all, one by one")
     parser.add_argument("--blind", choices=["tensors", "attributes"], help="leave out a check")
     arguments = parser.parse_args(argv)
-    flips = {"few": 9000, "many": 3000}
-    if arguments.file:
-        flips = {arguments.file: flips[arguments.file]}
+    flips = {arguments.file: FLIPS[arguments.file]} if arguments.file else FLIPS
     make_blind(arguments.blind)
     with tempfile.TemporaryDirectory() as folder:
         corpora = {kind: Corpus(folder, kind) for kind in flips}

@@ -14,7 +14,12 @@ import pytest
 import tf_h5_callback as h5
 from tf_h5_callback import planned_file
 from tf_h5_callback._compat import extension_dtype
-from tf_h5_callback.checkpoint_file import dataset_name, write_checkpoint
+from tf_h5_callback.checkpoint_file import (
+    ATTRIBUTES,
+    Monitored,
+    dataset_name,
+    write_checkpoint,
+)
 
 needs_hdf5_tools = pytest.mark.skipif(
     shutil.which("h5dump") is None, reason="needs h5dump (Debian: hdf5-tools)"
@@ -256,6 +261,7 @@ def test_a_reader_made_of_h5dump_and_the_specification(path, tmp_path):
     data = h5dump("-a", "crc32").split("DATA {")[1].split("}")[0]
     crcs = [int(n) for n in re.sub(r"\(\d+\):", "", data).replace(",", " ").split()]
     raw = str(tmp_path / "raw")
+    assert len(crcs) == len(listing) + 1  # the last one is that of the attributes
     for name, crc in zip(sorted(listing, key=str.encode), crcs):
         h5dump("-d", name, "-b", "FILE", "-o", raw)
         with open(raw, "rb") as f:
@@ -292,6 +298,22 @@ def test_damaged_metadata_is_noticed(path):
         f.write(b"y")
     with pytest.raises(h5.CheckpointCorruptError, match="is damaged"):
         h5.load_checkpoint(path)
+
+
+def test_all_attributes_are_where_hdf5_keeps_checksums(path):
+    """That is in the root group's header, as long as there are no more than eight."""
+    write_checkpoint(
+        path,
+        {"a b": np.ones(1)},
+        global_step=1,
+        tensorflow_version="1.15.5",
+        metadata={"note": "x" * 50000},
+        monitored=Monitored("loss:0", "min", 0.5),
+    )
+    with h5py.File(path, "r") as f:
+        assert sorted(f.attrs) == sorted(ATTRIBUTES)
+        # Dense storage would take space beyond the header.
+        assert h5py.h5o.get_info(f.id).meta_size.attr.heap_size == 0
 
 
 def test_a_missing_dataset_is_noticed(path):
@@ -334,7 +356,7 @@ def test_cut_short_while_open(path):
 def test_a_newer_format_version(path):
     write_checkpoint(path, TENSORS)
     with h5py.File(path, "r+") as f:
-        f.attrs["format_version"] = 2
+        f.attrs["format"] = np.bytes_("tf_h5_callback 2")
     with pytest.raises(h5.CheckpointError, match="format version 2.*upgrade"):
         h5.load_checkpoint(path)
 

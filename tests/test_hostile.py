@@ -13,7 +13,12 @@ import pytest
 from fuzz import checksummed_blocks, lookup3
 
 import tf_h5_callback as h5
-from tf_h5_callback.checkpoint_file import ATTRIBUTES, attributes_crc32, write_checkpoint
+from tf_h5_callback.checkpoint_file import (
+    ATTRIBUTES,
+    Monitored,
+    attributes_crc32,
+    write_checkpoint,
+)
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 MEGABYTE = 1 << 20
@@ -325,7 +330,10 @@ def forge(path, **changes):
             if value is not None:
                 f.attrs.create(key, value)
         raw = {key: np.asarray(f.attrs[key]).tobytes() for key in ATTRIBUTES if key in f.attrs}
-        f.attrs.create("attributes_crc32", np.uint32(attributes_crc32(raw)))
+        if "crc32" not in changes:
+            raw["crc32"] = raw["crc32"][:-4]
+            crcs = np.append(f.attrs["crc32"][:-1], attributes_crc32(raw))
+            f.attrs["crc32"] = crcs.astype("u4")
 
 
 def text(value):
@@ -366,11 +374,14 @@ def text(value):
         {"crc32": np.zeros((4, 4), "u4")},
         {"crc32": np.array([b"a", b"b", b"c", b"d"])},
         {"crc32": None},
-        {"format_version": text("x")},
-        {"format_version": np.array([1, 1])},
-        {"format_version": np.float64(np.nan)},
-        {"format_version": np.float64(np.inf)},
-        {"format_version": None},
+        {"crc32": np.zeros(0, "u4")},
+        {"format": text("tf_h5_callback x")},
+        {"format": text("tf_h5_callback")},
+        {"format": text("tf_h5_callback " + "9" * 1000000)},
+        {"metrics": text([1])},
+        {"metrics": text({"monitor": 5})},
+        {"metrics": text({"monitor": {}})},
+        {"metrics": text({"monitor": {"unknown": 1}})},
         {"global_step": np.arange(5)},
         {"global_step": np.float64(np.inf)},
         {"global_step": text("x")},
@@ -382,7 +393,7 @@ def text(value):
 def test_attributes_of_the_wrong_kind(changes, path):
     tensors = {"a": np.ones(2), "b": np.ones(3), "bytes": np.zeros(3, "u1")}
     tensors["strings"] = np.array([b"x\0", b""], object)
-    write_checkpoint(path, tensors, global_step=7)
+    write_checkpoint(path, tensors, global_step=7, monitored=Monitored("loss:0", "min", 0.5))
     forge(path)
     with h5.load_checkpoint(path) as checkpoint:
         checkpoint.verify()  # the forger knows his trade

@@ -1,4 +1,5 @@
 import itertools
+import mmap
 import os
 
 import leak_sweep
@@ -14,7 +15,8 @@ def test_the_sweep_notices_leaks():
 
     def leaky(folder):
         for i in itertools.count():
-            held.append(bytearray(os.urandom(1)) * 2_000_000)
+            held.append(mmap.mmap(-1, 2_000_000))  # bytes() may get memory that was freed before
+            held[-1].write(bytes(2_000_000))
             if i % 5 == 0:
                 held.append(open(os.devnull))
             yield

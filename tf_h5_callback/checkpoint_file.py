@@ -22,10 +22,11 @@ from tf_h5_callback.errors import CheckpointError
 FORMAT = "tf_h5_callback"
 FORMAT_VERSION = 1
 _ATTRIBUTES_SIZE = 8192  # what HDF5 needs for the others, at most
-# All but attributes_crc32, in the order in which it covers them.
+# In the order in which their checksum covers them. HDF5 would store more than eight in structures
+# that have no checksums, and that HDF5 1.10 does not survive when they are damaged.
 ATTRIBUTES = (
-    *("format", "format_version", "crc32", "global_step"),
-    *("tensorflow_version", "written_at", "metadata", "monitor", "encoding"),
+    *("format", "crc32", "global_step", "tensorflow_version"),
+    *("written_at", "metadata", "metrics", "encoding"),
 )
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
@@ -80,7 +81,7 @@ def write_checkpoint(
         "metadata": metadata if isinstance(metadata, str) else metadata_to_json(metadata),
         "tensorflow_version": tensorflow_version,
         "global_step": None if global_step is None else np.int64(global_step),
-        "monitor": None if monitored is None else json.dumps(monitored._asdict()),
+        "metrics": None if monitored is None else json.dumps({"monitor": monitored._asdict()}),
     }
     try:
         encoded = _encode(tensors)
@@ -141,29 +142,31 @@ def _attributes(
     given: Mapping[str, Any], encoding: Mapping[str, Any], crcs: Mapping[str, int]
 ) -> Dict[str, Any]:
     """All attributes of the root group; those that are None are missing."""
-    encoding_json = json.dumps(encoding) if encoding else ""
     in_name_order = [crcs[key] for key in sorted(crcs, key=utf8)]
     attributes = {
-        "format": FORMAT,
-        "format_version": np.int64(FORMAT_VERSION),
+        "format": "{} {}".format(FORMAT, FORMAT_VERSION),
         "crc32": np.array(in_name_order, dtype="<u4"),
         "written_at": datetime.datetime.now(datetime.timezone.utc).strftime(TIME_FORMAT),
         **given,
-        "encoding": encoding_json or None,
+        "encoding": json.dumps(encoding) if encoding else None,
     }
     attributes = {key: value for key, value in attributes.items() if value is not None}
     raw = {
         key: value.encode("utf-8") if isinstance(value, str) else value.tobytes()
         for key, value in attributes.items()
     }
-    return {**attributes, "attributes_crc32": np.uint32(attributes_crc32(raw))}
+    crc32 = np.array([*in_name_order, attributes_crc32(raw)], dtype="<u4")
+    return {**attributes, "crc32": crc32}
 
 
 def attributes_crc32(raw: Mapping[str, bytes]) -> int:
     """The checksum of the attributes' bytes, in the order of the table in the format.
 
-    HDF5 itself keeps none for attributes above 4 KB; and where a disk leaves an old block in place
+    HDF5 itself keeps none for attributes above 64 KB; and where a disk leaves an old block in place
     of a new one, each with its good checksum, this one tells that they do not belong together.
+
+    Args:
+      raw: name -> bytes; those of ``crc32`` without this very checksum, its last element.
     """
     return zlib.crc32(b"".join(raw[key] for key in ATTRIBUTES if key in raw))
 

@@ -104,8 +104,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
             with open_h5(self.path) as f:
                 extents = file_layout.locate(f, file_size)
                 attributes = {
-                    key: file_layout.read_attribute(f, key, file_size)
-                    for key in (*ATTRIBUTES, "attributes_crc32")
+                    key: file_layout.read_attribute(f, key, file_size) for key in ATTRIBUTES
                 }
             heap = GlobalHeap(self._file, file_size)
             self._strings = {
@@ -140,25 +139,27 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.metadata: Dict[str, Any] = {}
         self.monitored: Optional[Monitored] = None
         self.written_at = None
-        if text("format") == FORMAT:
-            self.format_version = int(values["format_version"])
+        name, _, version = text("format").partition(" ")
+        if name == FORMAT:
+            self.format_version = _integer(version)
             if self.format_version > FORMAT_VERSION:
                 raise CheckpointError(
                     "{} has format version {}; this version of tf_h5_callback reads up to {}: "
                     "please upgrade".format(self.path, self.format_version, FORMAT_VERSION)
                 )
-            expected = int(values.pop("attributes_crc32"))
+            *crcs, expected = values["crc32"].tolist()
+            values["crc32"] = values["crc32"][:-1]
             if attributes_crc32({key: v.tobytes() for key, v in values.items()}) != expected:
                 raise ValueError("the checksum of its attributes is wrong")
-            crcs = values["crc32"].tolist()
             if len(crcs) != len(extents):
                 raise ValueError(
                     "it has {} tensors where there should be {}".format(len(extents), len(crcs))
                 )
             self.metadata = _json_object(text("metadata"))
             encoding = _json_object(text("encoding") or "{}")
-            if "monitor" in values:
-                self.monitored = Monitored(**_json_object(text("monitor")))
+            metrics = _json_object(text("metrics") or "{}")
+            if "monitor" in metrics:
+                self.monitored = Monitored(**_object(metrics["monitor"]))
             self.written_at = datetime.datetime.strptime(text("written_at"), TIME_FORMAT).replace(
                 tzinfo=datetime.timezone.utc
             )
@@ -316,18 +317,19 @@ def _tensor(
 
 
 def _json_object(text: str) -> Dict[str, Any]:
-    def integer(digits: str) -> int:
-        # Python before 3.11 takes hours for a million of them.
-        if len(digits) > _MAX_DIGITS:
-            raise ValueError("its metadata holds a number of {} digits".format(len(digits)))
-        return int(digits)
+    return _object(json.loads(text, parse_int=_integer))
 
-    return _object(json.loads(text, parse_int=integer))
+
+def _integer(digits: str) -> int:
+    # Python before 3.11 takes hours for a million of them.
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError("its attributes hold a number of {} digits".format(len(digits)))
+    return int(digits)
 
 
 def _object(value: Any) -> Dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError("its metadata or encoding is not made of JSON objects")
+        raise ValueError("its metadata, metrics or encoding are not made of JSON objects")
     return value
 
 
