@@ -14,7 +14,6 @@ import os
 import random
 import sys
 import tempfile
-import types
 
 import h5py
 import isolation
@@ -225,7 +224,7 @@ def make_blind(what):
             return False
 
     if what == "tensors":
-        checkpoint_reader.zlib = types.SimpleNamespace(crc32=lambda *data: Right())
+        checkpoint_reader.crc32 = lambda *data: Right()
     elif what == "attributes":
         checkpoint_reader.attributes_crc32 = lambda raw: Right()
 

@@ -21,15 +21,16 @@ SCRIPT = textwrap.dedent(
     import sys, time
     import tensorflow.compat.v1 as tf
     import tf_h5_callback as h5
-    from tf_h5_callback import planned_file
+    from tf_h5_callback import block_output
 
     folder, how, slow = sys.argv[1], sys.argv[2], float(sys.argv[3])
-    real = planned_file._write_all
-    def write_all(file, data):
-        real(file, memoryview(data)[: len(data) // 2])
+    real = block_output.write_all
+    def write_all(file, data, offset):
+        half = len(data) // 2
+        real(file, memoryview(data)[:half], offset)
         time.sleep(slow)
-        real(file, memoryview(data)[len(data) // 2 :])
-    planned_file._write_all = write_all
+        real(file, memoryview(data)[half:], offset + half)
+    block_output.write_all = write_all
 
     with tf.Graph().as_default():
         step = tf.train.get_or_create_global_step()

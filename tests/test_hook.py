@@ -14,7 +14,7 @@ import tf_h5_callback as h5
 
 tf = pytest.importorskip("tensorflow.compat.v1")
 
-from tf_h5_callback import checkpoint_file, planned_file  # noqa: E402
+from tf_h5_callback import block_output, checkpoint_file  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -715,16 +715,16 @@ def test_a_really_full_disk(tmp_path, caplog):
 @pytest.fixture
 def full_disk(monkeypatch):
     """A disk that is full until told otherwise."""
-    real = planned_file._write_all
+    real = block_output.write_all
     state = {"full": True, "failures": 0}
 
-    def write_all(file, data):
+    def write_all(file, data, offset):
         if state["full"]:
             state["failures"] += 1
             raise OSError(28, "No space left on device")
-        real(file, data)
+        real(file, data, offset)
 
-    monkeypatch.setattr(planned_file, "_write_all", write_all)
+    monkeypatch.setattr(block_output, "write_all", write_all)
     return state
 
 
@@ -746,16 +746,16 @@ def test_a_failed_save_is_raised_at_the_next_step(folder, background, full_disk)
 @pytest.fixture
 def first_write_fails(monkeypatch):
     """An event; the first write fails once it is set, later ones succeed."""
-    go, real, writes = threading.Event(), planned_file._write_all, []
+    go, real, writes = threading.Event(), block_output.write_all, []
 
-    def write_all(file, data):
+    def write_all(file, data, offset):
         writes.append(1)
         if len(writes) == 1:
             assert go.wait(60)
             raise OSError(28, "No space left on device")
-        real(file, data)
+        real(file, data, offset)
 
-    monkeypatch.setattr(planned_file, "_write_all", write_all)
+    monkeypatch.setattr(block_output, "write_all", write_all)
     return go
 
 
@@ -917,13 +917,13 @@ def test_after_training_that_raised_a_signal_goes_to_the_earlier_handler(folder,
 
 
 def test_training_goes_on_while_a_file_is_written(folder, monkeypatch):
-    go, real = threading.Event(), planned_file._write_all
+    go, real = threading.Event(), block_output.write_all
 
-    def slow(file, data):
+    def slow(file, data, offset):
         assert go.wait(60)
-        real(file, data)
+        real(file, data, offset)
 
-    monkeypatch.setattr(planned_file, "_write_all", slow)
+    monkeypatch.setattr(block_output, "write_all", slow)
     train_op = counting_graph()
     hook = h5.H5CheckpointHook(folder, save_steps=100)
     with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:

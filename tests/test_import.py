@@ -67,7 +67,8 @@ def test_modules_import_downwards_only():
     floors = {
         "errors": 0, "_compat": 0, "timer": 0, "progress": 0,
         "atomic_file": 0, "signals": 0,
-        "dtypes": 1, "global_heap": 1, "file_layout": 2, "planned_file": 2, "checkpoint_file": 3,
+        "dtypes": 1, "global_heap": 1, "file_layout": 2,
+        "block_output": 1, "planned_file": 2, "checkpoint_file": 3,
         "checkpoint_reader": 4, "writer": 4, "retention": 5,
         "checkpoint_dir": 6, "checkpoint_saver": 7, "waiting": 7,
         "restore": 6, "setters": 6, "matching": 7, "tensorflow_checkpoint": 7, "graph_state": 8,

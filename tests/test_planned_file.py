@@ -58,18 +58,6 @@ def test_a_plan_holds_no_data():
     assert sum(map(len, layout.gaps)) < 10000
 
 
-def test_short_writes_are_continued():
-    class Reluctant(io.BytesIO):
-        def write(self, data):
-            return super().write(bytes(data)[:1000])
-
-    tensors = {"x": np.arange(100000, dtype="<f4")}
-    layout = planned_file.Layout(("x",), (b"head", b"tail"), 400008, None)
-    f = Reluctant()
-    planned_file.write(f, layout, tensors)
-    assert f.getvalue() == b"head" + tensors["x"].tobytes() + b"tail"
-
-
 def test_attributes_are_added_to_a_written_file(tmp_path):
     path = tmp_path / "f.h5"
     layout = planned_file.plan(specs(TENSORS))

@@ -11,6 +11,16 @@ from typing import IO, Any, Optional
 import h5py
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+try:
+    from isal.isal_zlib import crc32 as crc32  # ten times as fast, the same value
+except ImportError:
+    from zlib import crc32 as crc32
+
 # HDF5's own file locks fail on some NFS and Lustre mounts (errno 11, 37, 524) and protect nothing
 # here: a checkpoint gets its name only when it is complete.
 _NO_LOCKING = {"locking": False} if "locking" in inspect.signature(h5py.File).parameters else {}
@@ -33,6 +43,29 @@ def read_at(file: IO[bytes], view: memoryview, offset: int) -> int:
     with _SEEK_LOCK:  # Windows, and macOS before Python 3.10
         file.seek(offset)
         return file.readinto(view)  # type: ignore[attr-defined]
+
+
+def write_at(file: IO[bytes], view: memoryview, offset: int) -> int:
+    """Writes bytes to an unbuffered file, from any thread; returns how many it took."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(file.fileno(), view, offset)
+    with _SEEK_LOCK:  # Windows
+        file.seek(offset)
+        return file.write(view)
+
+
+def set_direct(file: IO[bytes], on: bool) -> bool:
+    """Makes output to a file bypass the page cache, or not; returns whether that can be done."""
+    if not hasattr(os, "O_DIRECT"):
+        return False
+    flags = fcntl.fcntl(file.fileno(), fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(
+            file.fileno(), fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT
+        )
+    except OSError:  # EINVAL: not on this file system
+        return False
+    return True
 
 
 def extension_dtype(name: str) -> Optional[np.dtype]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import zlib
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Union
 from urllib.parse import quote
 
 import numpy as np
 
 from tf_h5_callback import dtypes, planned_file
-from tf_h5_callback._compat import H5PY_ERRORS
+from tf_h5_callback._compat import H5PY_ERRORS, crc32
 from tf_h5_callback.atomic_file import atomic_write
 from tf_h5_callback.errors import CheckpointError
 
@@ -168,7 +167,7 @@ def attributes_crc32(raw: Mapping[str, bytes]) -> int:
     Args:
       raw: name -> bytes; those of ``crc32`` without this very checksum, its last element.
     """
-    return zlib.crc32(b"".join(raw[key] for key in ATTRIBUTES if key in raw))
+    return crc32(b"".join(raw[key] for key in ATTRIBUTES if key in raw))
 
 
 def utf8(name: str) -> bytes:

@@ -10,14 +10,13 @@ import datetime
 import json
 import operator
 import os
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from tf_h5_callback import dtypes, file_layout
-from tf_h5_callback._compat import H5PY_ERRORS, open_h5, read_at
+from tf_h5_callback._compat import H5PY_ERRORS, crc32, open_h5, read_at
 from tf_h5_callback.checkpoint_file import (
     ATTRIBUTES,
     FORMAT,
@@ -267,7 +266,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
             actual = self._read_block(data, extent.offset)
         else:
             data[:] = np.frombuffer(extent.data, np.uint8)
-            actual = zlib.crc32(extent.data)
+            actual = crc32(extent.data)
         if tensor.crc is not None and actual != tensor.crc:
             raise ValueError("its checksum is wrong")
         if tensor.dtype == "string":
@@ -284,7 +283,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
             n = read_at(self._file, view[:_BLOCK_SIZE], offset)
             if not n:
                 raise ValueError("the file ends before it does")
-            crc = zlib.crc32(view[:n], crc)
+            crc = crc32(view[:n], crc)
             view, offset = view[n:], offset + n
         return crc
 
