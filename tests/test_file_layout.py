@@ -24,7 +24,7 @@ def specs(tensors):
 def write_planned(path, tensors):
     layout = planned_file.plan(specs(tensors))
     with open(path, "wb", buffering=0) as f:
-        return planned_file.write(f, layout, tensors)
+        return planned_file.write(f, layout, tensors.__getitem__)
 
 
 def locate(path):

@@ -26,7 +26,7 @@ def specs(tensors):
 def write_planned(path, tensors):
     layout = planned_file.plan(specs(tensors))
     with open(path, "wb", buffering=0) as f:
-        return planned_file.write(f, layout, tensors)
+        return planned_file.write(f, layout, tensors.__getitem__)
 
 
 def test_h5py_reads_a_planned_file(tmp_path):
@@ -37,7 +37,7 @@ def test_h5py_reads_a_planned_file(tmp_path):
         for name, value in TENSORS.items():
             assert f[name].dtype == value.dtype
             np.testing.assert_array_equal(f[name][()], value)
-    assert crcs == {name: zlib.crc32(value.tobytes()) for name, value in TENSORS.items()}
+    assert crcs == {n: zlib.crc32(v.tobytes()) for n, v in TENSORS.items() if v.size}
 
 
 def test_large_tensors_are_aligned_to_64_bytes(tmp_path):
@@ -64,7 +64,7 @@ def test_attributes_are_added_to_a_written_file(tmp_path):
     attributes = {"text": "h\u00e9", "number": np.int64(7), "array": np.arange(100000)}
     for _ in range(2):  # the plan is not changed by it
         with open(path, "wb", buffering=0) as f:
-            planned_file.write(f, layout, TENSORS)
+            planned_file.write(f, layout, TENSORS.__getitem__)
             planned_file.write_attributes(f, layout, attributes)
         with h5py.File(path, "r") as f:
             assert f.attrs["text"].decode("utf-8") == "h\u00e9"

@@ -44,9 +44,14 @@ class Monitored(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """Tensors as they go into the file, and what a reader needs to get them back."""
+    """What goes into the file: its datasets, and what a reader needs to get the tensors back.
 
-    tensors: Dict[str, np.ndarray]
+    Numbers stay where they are until they are written; ``names`` tells their names.
+    """
+
+    specs: Dict[str, planned_file.DatasetSpec]
+    names: Dict[str, str]
+    strings: Dict[str, np.ndarray]
     encoding: Dict[str, Dict[str, Any]]
 
 
@@ -64,7 +69,8 @@ def write_checkpoint(
     Args:
       path: the file; one that exists is replaced, atomically.
       tensors: name -> array of any shape; numbers, booleans, objects of type bytes, and the dtypes
-        that TensorFlow has besides those of NumPy.
+        that TensorFlow has besides those of NumPy. Each is looked up twice, to plan the file and to
+        write it, and let go in between: a mapping may make them when they are asked for.
       global_step: stored as an attribute.
       tensorflow_version: stored as an attribute.
       metadata: a dict of anything JSON can hold, or what `metadata_to_json` made of it.
@@ -84,15 +90,11 @@ def write_checkpoint(
     }
     try:
         encoded = _encode(tensors)
-        specs = tuple(
-            planned_file.DatasetSpec(key, value.shape, value.dtype)
-            for key, value in encoded.tensors.items()
-        )
-        layout = planned_file.plan(specs)
-        size = layout.size + len(given["metadata"]) + 4 * len(specs) + _ATTRIBUTES_SIZE
+        layout = planned_file.plan(tuple(encoded.specs.values()))
+        size = layout.size + len(given["metadata"]) + 4 * len(encoded.specs) + _ATTRIBUTES_SIZE
         with atomic_write(path, size) as f:
-            crcs = planned_file.write(f, layout, encoded.tensors)
-            attributes = _attributes(given, encoded.encoding, crcs)
+            crcs = planned_file.write(f, layout, lambda key: _stored(tensors, encoded, key))
+            attributes = _attributes(given, encoded, crcs)
             planned_file.write_attributes(f, layout, attributes)
     except (*H5PY_ERRORS, TypeError) as error:
         raise CheckpointError("cannot save checkpoint {}: {}".format(path, error)) from error
@@ -114,40 +116,51 @@ def metadata_to_json(metadata: Optional[Mapping[str, Any]]) -> str:
 
 
 def _encode(tensors: Mapping[str, np.ndarray]) -> _Encoded:
-    encoded: Dict[str, np.ndarray] = {}
-    encoding: Dict[str, Dict[str, Any]] = {
-        member: {} for member in ("names", "dtypes", "string_lengths", "string_shapes")
-    }
-    for name, value in tensors.items():
+    encoded = _Encoded({}, {}, {}, {})
+
+    def say(member: str, key: str, value: Any) -> None:
+        if value is not None:
+            encoded.encoding.setdefault(member, {})[key] = value
+
+    for name in tensors:
         key = dataset_name(name)
-        if true_name(key) != name:
-            encoding["names"][key] = name
-        value = np.asarray(value, order="C")
+        say("names", key, name if true_name(key) != name else None)
+        encoded.names[key] = name
+        value = np.asarray(tensors[name])
         if value.dtype.kind == "O":
             strings = dtypes.store_strings(value)
-            encoded[key] = strings.values
-            if strings.lengths is not None:
-                encoding["string_lengths"][key] = strings.lengths
-            if strings.shape is not None:
-                encoding["string_shapes"][key] = strings.shape
+            value = encoded.strings[key] = strings.values
+            say("string_lengths", key, strings.lengths)
+            say("string_shapes", key, strings.shape)
         else:
-            encoded[key], dtype_name = dtypes.store_numbers(value)
-            if dtype_name is not None:
-                encoding["dtypes"][key] = dtype_name
-    return _Encoded(encoded, {member: value for member, value in encoding.items() if value})
+            value, dtype_name = dtypes.store_numbers(value)
+            say("dtypes", key, dtype_name)
+        encoded.specs[key] = planned_file.DatasetSpec(key, value.shape, value.dtype)
+    return encoded
+
+
+def _stored(tensors: Mapping[str, np.ndarray], encoded: _Encoded, key: str) -> np.ndarray:
+    """The array that goes into a dataset."""
+    if key in encoded.strings:
+        return encoded.strings[key]
+    value, _ = dtypes.store_numbers(np.asarray(tensors[encoded.names[key]], order="C"))
+    if (value.shape, value.dtype) != encoded.specs[key][1:]:
+        raise ValueError("{!r} has changed while it was saved".format(encoded.names[key]))
+    return value
 
 
 def _attributes(
-    given: Mapping[str, Any], encoding: Mapping[str, Any], crcs: Mapping[str, int]
+    given: Mapping[str, Any], encoded: _Encoded, crcs: Mapping[str, int]
 ) -> Dict[str, Any]:
     """All attributes of the root group; those that are None are missing."""
-    in_name_order = [crcs[key] for key in sorted(crcs, key=utf8)]
+    # Datasets without bytes are not written.
+    in_name_order = [crcs.get(key, 0) for key in sorted(encoded.specs, key=utf8)]
     attributes = {
         "format": "{} {}".format(FORMAT, FORMAT_VERSION),
         "crc32": np.array(in_name_order, dtype="<u4"),
         "written_at": datetime.datetime.now(datetime.timezone.utc).strftime(TIME_FORMAT),
         **given,
-        "encoding": json.dumps(encoding) if encoding else None,
+        "encoding": json.dumps(encoded.encoding) if encoded.encoding else None,
     }
     attributes = {key: value for key, value in attributes.items() if value is not None}
     raw = {

@@ -92,7 +92,8 @@ class H5CheckpointHook(tf.train.SessionRunHook):
       listeners: ``tf.train.CheckpointSaverListener`` instances. ``after_save`` is called in the
         training thread once the file is durable: with ``background=True`` that is at a later step
         or at the end, but always before the ``before_save`` of the next save.
-      background: write in a thread; False: in the training thread.
+      background: write in a thread, from a copy of the state; False: in the training thread, which
+        copies 64 MB at a time (or one tensor, if it is larger).
       on_error: what to do when a save fails. ``"raise"``: raise at the next step; ``"warn"``: log
         a warning and go on, but raise at the end if the last save failed.
       progress: True shows a tqdm bar of global steps with the last checkpoint; or a tqdm bar of
@@ -135,6 +136,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._mode = mode
         self._restore = Restore.of(restore)
         self._listeners = list(listeners or ())
+        self._background = background
         self._saver = CheckpointSaver(self._dir, background, on_error)
         self._signals = SignalRequest(save_on_signal, self._is_over)
         self._progress = Progress(progress)
@@ -316,8 +318,12 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._settle(session)
         for listener in self._listeners:
             listener.before_save(session, step)
-        tensors, (step,) = self._state.snapshot(session, self._step_tensor)
-        step = int(step)
+        tensors: Mapping[str, Any]
+        if self._background:
+            tensors, (value,) = self._state.snapshot(session, self._step_tensor)
+            step = int(value)
+        else:
+            tensors = self._state.lazy_snapshot(session)  # nothing else runs until it is written
         metadata = self._metadata(session, step) if callable(self._metadata) else self._metadata
         # Now: the user may change it while we write.
         metadata_json = metadata_to_json(metadata)

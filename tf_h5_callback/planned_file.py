@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from typing import IO, Any, Dict, List, Mapping, NamedTuple, Tuple
+from typing import IO, Any, Callable, Dict, List, Mapping, NamedTuple, Tuple
 
 import h5py
 import numpy as np
@@ -171,22 +171,23 @@ def plan(specs: Tuple[DatasetSpec, ...]) -> Layout:
     return Layout(tuple(name for _, _, name in sorted(extents)), tuple(gaps), image.size, image)
 
 
-def write(file: IO[bytes], layout: Layout, tensors: Mapping[str, np.ndarray]) -> Dict[str, int]:
+def write(file: IO[bytes], layout: Layout, read: Callable[[str], np.ndarray]) -> Dict[str, int]:
     """Writes a planned file from its first byte to its last.
 
     Args:
-      file: an unbuffered binary file, at its start.
-      layout: the plan for exactly these tensors.
-      tensors: name in the file -> C-contiguous, little-endian array.
+      file: an unbuffered binary file, empty.
+      layout: the plan.
+      read: name in the file -> C-contiguous, little-endian array of the planned dtype and shape;
+        called once for each dataset that has bytes, in the order in which they are written.
 
     Returns:
-      The CRC-32 (that of zlib) of each tensor's bytes.
+      The CRC-32 (that of zlib) of the bytes of each of these.
     """
-    crcs = dict.fromkeys(tensors, 0)
+    crcs = {}
     with block_output.BlockOutput(file, layout.size) as output:
         for name, gap in zip(layout.names, layout.gaps):
             output.write(gap)
-            crcs[name] = output.write(tensors[name].reshape(-1).view(np.uint8))
+            crcs[name] = output.write(read(name).reshape(-1).view(np.uint8))
         output.write(layout.gaps[-1])
     return crcs
 

@@ -23,16 +23,21 @@ from typing import (
 
 import tensorflow.compat.v1 as tf
 
+# TensorFlow 1.15 gives the memory of each tensor back to the system, in small pages.
+COPIES_IN_GRAPH = int(tf.VERSION.split(".")[0]) >= 2
+_LARGE = 1 << 18  # elements
+
 Setter = Tuple[Any, Any]
 Setters = Dict[str, Setter]
 VarList = Union[None, Iterable[Any], Mapping[str, Any], Callable[[Any], bool]]
 
 
 class Part(NamedTuple):
-    """A variable, and which part of the saved tensor it is (None: all of it)."""
+    """A variable or tensor, which part of the saved one it is (None: all of it), what to fetch."""
 
-    fetch: Any
+    source: Any
     slices: Optional[Tuple[slice, ...]]
+    fetch: Any
 
 
 class Item(NamedTuple):
@@ -86,13 +91,13 @@ def _item(name: str, members: Sequence[Any]) -> Item:
     if info is None:
         if len(members) > 1:
             raise ValueError("two variables would be saved as {!r}".format(name))
-        return Item(name, first.dtype.base_dtype, first.shape, [Part(first, None)])
+        return Item(name, first.dtype.base_dtype, first.shape, [Part(first, None, first)])
     shape = tf.TensorShape(info.full_shape)
     if sum(v.shape.num_elements() for v in members) != shape.num_elements():
         raise ValueError(
             "var_list has only some parts of the partitioned variable {!r}".format(name)
         )
-    parts = [Part(v, _slices(v._save_slice_info)) for v in members]
+    parts = [Part(v, _slices(v._save_slice_info), v) for v in members]
     return Item(name, first.dtype.base_dtype, shape, parts)
 
 
@@ -149,6 +154,31 @@ def _assign_op(variable: Any, value: Any) -> Any:
     return tf.assign(variable, value, validate_shape=False).op
 
 
+def with_copies(graph: Any, item: Item) -> Item:
+    """The item of a variable, whose large parts are copied by TensorFlow before they are fetched.
+
+    What ``session.run`` fetches of a variable it copies in Python, with one thread, into memory
+    that the system has to find first. A tensor that nobody else holds is not copied again: let
+    TensorFlow make it, with all its threads, in memory that it has.
+    """
+    if not COPIES_IN_GRAPH or item.dtype not in (tf.float16, tf.float32, tf.float64):
+        return item
+    parts = [part._replace(fetch=_copy(graph, part.source)) for part in item.parts]
+    return item._replace(parts=parts)
+
+
+def _copy(graph: Any, variable: Any) -> Any:
+    if (variable.shape.num_elements() or 0) < _LARGE:
+        return variable
+    key, cache = ("copy", variable.name), _cache(graph)
+    if key not in cache:
+        with graph.as_default(), tf.control_dependencies(None), tf.name_scope(None):
+            with tf.colocate_with(variable.op, ignore_existing=True):
+                name = variable.name.split(":")[0] + "_snapshot"
+                cache[key] = tf.raw_ops.DeepCopy(x=variable.value(), name=name)
+    return cache[key]
+
+
 def saveable_setters(graph: Any, saveable: Any) -> List[Tuple[Item, Setter]]:
     """One item for each tensor of a saveable's save specs; they share one restore operation."""
     cache = _cache(graph)
@@ -169,7 +199,9 @@ def saveable_setters(graph: Any, saveable: Any) -> List[Tuple[Item, Setter]]:
                     value = tf.ensure_shape(value, spec.tensor.shape)
                 values.append(value)
                 items.append(
-                    Item(spec.name, placeholder.dtype, placeholder.shape, [Part(fetch, None)])
+                    Item(
+                        spec.name, placeholder.dtype, placeholder.shape, [Part(fetch, None, fetch)]
+                    )
                 )
             op = saveable.restore(values, None)
         # The saveable itself is kept: while it lives its id cannot be another's.
