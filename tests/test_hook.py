@@ -339,6 +339,76 @@ def test_monitor_with_mode_max(folder):
         assert checkpoint.monitored.value == pytest.approx(np.sin(2))
 
 
+@pytest.mark.parametrize(("max_overhead", "saved"), [(1e9, True), (1e-9, False)])
+def test_max_overhead(folder, max_overhead, saved):
+    hook = h5.H5CheckpointHook(folder, max_overhead=max_overhead, max_to_keep=None)
+    train_op = counting_graph()
+    with tf.train.MonitoredTrainingSession(hooks=[hook]) as session:
+        for _ in range(30):
+            session.run(train_op)
+            hook.wait_until_finished()
+    # Not while a file is being written: at each second step. One save finds out what they cost.
+    assert steps(folder)[0] == 0 and steps(folder)[-1] == 30
+    assert len(steps(folder)) > 12 if saved else len(steps(folder)) <= 3
+
+
+def test_max_overhead_and_save_steps_whichever_comes_first(folder):
+    hook = h5.H5CheckpointHook(folder, save_steps=10, max_overhead=1e-9, max_to_keep=None)
+    train([hook], 30)
+    assert {0, 30} <= set(steps(folder))
+    assert max(np.diff(steps(folder))) == 10
+
+
+def test_what_a_save_has_cost_is_told_and_stored(folder, background, caplog):
+    caplog.set_level("INFO", logger="tf_h5_callback")
+    train([h5.H5CheckpointHook(folder, save_steps=2, background=background)], 4)
+    messages = [record.getMessage() for record in caplog.records]
+    saved = [m for m in messages if m.startswith("saved ")]
+    assert len(saved) == 3
+    assert re.fullmatch(
+        r"saved .*model.ckpt-0.h5: [\d,]+ bytes durable after \S+ s \(\S+ GB/s\), "
+        r"training waited \S+ s",
+        saved[0],
+    )
+    assert any(m.startswith("training waited ") and "for 3 checkpoints" in m for m in messages)
+    with h5.load_checkpoint(folder) as checkpoint:
+        metrics = checkpoint.metrics
+    assert metrics["bytes"] > 0 and metrics["write_seconds"] > 0
+    assert ("stall_seconds" in metrics) == background
+
+
+def test_in_the_foreground_the_state_is_not_copied_whole(folder, monkeypatch):
+    """Variables are fetched in groups; every file is whole and of one step all the same."""
+    from tf_h5_callback import snapshot
+
+    monkeypatch.setattr(snapshot, "_GROUP_SIZE", 4000)
+    step = tf.train.get_or_create_global_step()
+    updates = [
+        tf.get_variable("v{}".format(i), [size], initializer=tf.zeros_initializer()).assign_add(
+            tf.ones([size])
+        )
+        for i, size in enumerate([1000, 10, 500, 490, 2000, 1])
+    ]
+    with tf.control_dependencies(updates):
+        train_op = step.assign_add(1)
+    largest = []
+    real = snapshot.LazySnapshot._copy
+
+    def copy(self, items):
+        values = real(self, items)
+        largest.append(sum(value.nbytes for value in values.values()))
+        return values
+
+    monkeypatch.setattr(snapshot.LazySnapshot, "_copy", copy)
+    train([h5.H5CheckpointHook(folder, save_steps=1, background=False)], 3, train_op)
+    assert max(largest) == 8000  # the largest variable
+    for n, path in h5.list_checkpoints(folder):
+        with h5.load_checkpoint(path) as checkpoint:
+            assert len(checkpoint) == 7
+            for name in checkpoint:
+                assert (checkpoint[name] == n).all(), name
+
+
 def test_wrong_monitors(folder):
     counting_graph()
     with pytest.raises(ValueError, match="mode is \"best\"|mode is 'best'"):

@@ -65,7 +65,7 @@ def test_modules_import_downwards_only():
     import os
 
     floors = {
-        "errors": 0, "_compat": 0, "timer": 0, "progress": 0,
+        "errors": 0, "_compat": 0, "budget": 0, "timer": 1, "progress": 0,
         "atomic_file": 0, "signals": 0,
         "dtypes": 1, "global_heap": 1, "file_layout": 2,
         "block_output": 1, "planned_file": 2, "checkpoint_file": 3,

@@ -45,8 +45,8 @@ class BlockOutput:
         size = min(size, _BLOCK_SIZE)
         buffer = np.empty(count * size + _PAGE, np.uint8)
         start = -buffer.ctypes.data % _PAGE
-        self._blocks: List[np.ndarray] = [
-            buffer[start + i * size : start + (i + 1) * size] for i in range(count)
+        self._blocks: List[memoryview] = [
+            memoryview(buffer)[start + i * size : start + (i + 1) * size] for i in range(count)
         ]
         self._fill = 0  # bytes of the first of them
         self._offset = 0  # where it goes
@@ -54,22 +54,24 @@ class BlockOutput:
 
     def write(self, data: Any) -> int:
         """Appends bytes; returns their CRC-32."""
-        view, crc = memoryview(data), 0
-        while view:
-            block = self._blocks[0]
-            if self._fill == len(block):
+        source, crc = memoryview(data), 0
+        while source:
+            if self._fill == len(self._blocks[0]):
                 self._put()
-                continue
-            target = block[self._fill : self._fill + len(view)]
-            part, view = view[: len(target)], view[len(target) :]
-            if len(part) < _LARGE:
-                memoryview(target)[:] = part
-                for start in range(0, len(part), _CRC_STEP):
-                    crc = crc32(target[start : start + _CRC_STEP], crc)
+            start = self._fill
+            end = self._fill = min(start + len(source), len(self._blocks[0]))
+            target, part = self._blocks[0][start:end], source[: end - start]
+            source = source[end - start :]
+            if len(part) <= _CRC_STEP:
+                target[:] = part
+                crc = crc32(part, crc)
+            elif len(part) < _LARGE:
+                target[:] = part
+                for i in range(0, len(part), _CRC_STEP):
+                    crc = crc32(target[i : i + _CRC_STEP], crc)
             else:
-                np.copyto(target, np.frombuffer(part, np.uint8))
+                np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(part, np.uint8))
                 crc = crc32(target, crc)
-            self._fill += len(part)
         return crc
 
     def _put(self) -> None:
@@ -105,7 +107,7 @@ class BlockOutput:
 class _Output(threading.Thread):
     """A block on its way to the disk."""
 
-    def __init__(self, file: IO[bytes], block: np.ndarray, offset: int, direct: bool):
+    def __init__(self, file: IO[bytes], block: memoryview, offset: int, direct: bool):
         super().__init__(name="tf_h5_callback-output")
         self._file, self._block, self._offset, self._direct = file, block, offset, direct
         self._error: Optional[BaseException] = None

@@ -8,6 +8,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
+import time
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Union
 from urllib.parse import quote
 
@@ -27,6 +29,7 @@ ATTRIBUTES = (
     *("format", "crc32", "global_step", "tensorflow_version"),
     *("written_at", "metadata", "metrics", "encoding"),
 )
+_TO_ESCAPE = re.compile("[ %\0]")
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -63,6 +66,7 @@ def write_checkpoint(
     tensorflow_version: Optional[str] = None,
     metadata: Union[None, Mapping[str, Any], str] = None,
     monitored: Optional[Monitored] = None,
+    stall_seconds: Optional[float] = None,
 ) -> None:
     """Writes a checkpoint; when it returns, the file is durable under its name.
 
@@ -74,7 +78,9 @@ def write_checkpoint(
       global_step: stored as an attribute.
       tensorflow_version: stored as an attribute.
       metadata: a dict of anything JSON can hold, or what `metadata_to_json` made of it.
-      monitored: stored as an attribute.
+      monitored: stored in the attribute ``metrics``.
+      stall_seconds: how long training waited for the tensors, likewise. What it takes to write them
+        is measured here.
 
     Raises:
       CheckpointError: the file could not be written (disk full, no permission, ...) or a tensor's
@@ -86,14 +92,19 @@ def write_checkpoint(
         "metadata": metadata if isinstance(metadata, str) else metadata_to_json(metadata),
         "tensorflow_version": tensorflow_version,
         "global_step": None if global_step is None else np.int64(global_step),
-        "metrics": None if monitored is None else json.dumps({"monitor": monitored._asdict()}),
     }
+    metrics: Dict[str, Any] = {"stall_seconds": stall_seconds}
+    if monitored is not None:
+        metrics["monitor"] = monitored._asdict()
+    start = time.monotonic()
     try:
         encoded = _encode(tensors)
         layout = planned_file.plan(tuple(encoded.specs.values()))
         size = layout.size + len(given["metadata"]) + 4 * len(encoded.specs) + _ATTRIBUTES_SIZE
         with atomic_write(path, size) as f:
             crcs = planned_file.write(f, layout, lambda key: _stored(tensors, encoded, key))
+            metrics.update(write_seconds=time.monotonic() - start, bytes=layout.size)
+            given["metrics"] = json.dumps({k: v for k, v in metrics.items() if v is not None})
             attributes = _attributes(given, encoded, crcs)
             planned_file.write_attributes(f, layout, attributes)
     except (*H5PY_ERRORS, TypeError) as error:
@@ -194,7 +205,7 @@ def dataset_name(name: str) -> str:
     HDF5 would make groups of slashes. Names of graph variables have neither spaces nor percent
     signs and so are never escaped; Keras allows almost anything.
     """
-    if name in ("", ".") or any(c in name for c in " %\0"):
+    if name in ("", ".") or _TO_ESCAPE.search(name):
         name = "%" + quote(name, safe="/:", errors="surrogatepass")
     return name.replace("/", " ")
 

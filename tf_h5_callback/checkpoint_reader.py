@@ -78,6 +78,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
       metadata: the user's metadata, a dict.
       tensorflow_version: a str, or None.
       monitored: the monitored scalar at this step, with its name and mode, or None.
+      metrics: what was measured while it was saved, a dict: ``stall_seconds``, for which training
+        waited, ``write_seconds``, after which all tensors were written, and ``bytes``.
       written_at: a datetime in UTC, or None.
       format_version: an int, or None for a file of another program.
 
@@ -136,6 +138,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         crcs: List[Optional[int]] = [None] * len(extents)
         self.format_version = None
         self.metadata: Dict[str, Any] = {}
+        self.metrics: Dict[str, Any] = {}
         self.monitored: Optional[Monitored] = None
         self.written_at = None
         name, _, version = text("format").partition(" ")
@@ -156,9 +159,9 @@ class Checkpoint(Mapping[str, np.ndarray]):
                 )
             self.metadata = _json_object(text("metadata"))
             encoding = _json_object(text("encoding") or "{}")
-            metrics = _json_object(text("metrics") or "{}")
-            if "monitor" in metrics:
-                self.monitored = Monitored(**_object(metrics["monitor"]))
+            self.metrics = _json_object(text("metrics") or "{}")
+            if "monitor" in self.metrics:
+                self.monitored = Monitored(**_object(self.metrics.pop("monitor")))
             self.written_at = datetime.datetime.strptime(text("written_at"), TIME_FORMAT).replace(
                 tzinfo=datetime.timezone.utc
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from typing import Mapping, Optional
 
 import numpy as np
@@ -45,6 +47,13 @@ class CheckpointSaver:
         self.saved_step: Optional[int] = None
 
     @property
+    def has_news(self) -> bool:
+        """Whether a save has ended of which `wait`, `newly_durable` and `report` can tell."""
+        if self._in_flight is not None:
+            return not self._writer.busy
+        return self._unannounced is not None or self._failure is not None
+
+    @property
     def busy(self) -> bool:
         """Whether a file is being written."""
         return self._writer.busy
@@ -56,6 +65,7 @@ class CheckpointSaver:
         tensorflow_version: str,
         metadata_json: str,
         monitored: Optional[Monitored] = None,
+        stall_seconds: Optional[float] = None,
     ) -> None:
         """Hands a snapshot to the writer; waits for the one before.
 
@@ -63,16 +73,20 @@ class CheckpointSaver:
         """
         self.wait()
 
+        path, start = self._dir.path_for(step), time.monotonic()
+
         def job() -> None:
             try:
                 write_checkpoint(
-                    self._dir.path_for(step),
+                    path,
                     tensors,
                     global_step=step,
                     tensorflow_version=tensorflow_version,
                     metadata=metadata_json,
                     monitored=monitored,
+                    stall_seconds=stall_seconds,
                 )
+                _log_saved(path, time.monotonic() - start, stall_seconds)
                 self._dir.remove_surplus(step)
             except Exception as error:
                 _log.error("step %d is not saved: %s", step, error)
@@ -114,3 +128,18 @@ class CheckpointSaver:
         if self._failure is not None and (self._raises or at_the_end):
             failure, self._failure = self._failure, None
             raise failure
+
+
+def _log_saved(path: str, seconds: float, stall_seconds: Optional[float]) -> None:
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    size = os.path.getsize(path)
+    waited = seconds if stall_seconds is None else stall_seconds
+    _log.info(
+        "saved %s: %s bytes durable after %.3g s (%.2g GB/s), training waited %.3g s",
+        path,
+        format(size, ","),
+        seconds,
+        size / 1e9 / seconds if seconds else 0.0,
+        waited,
+    )

@@ -64,6 +64,12 @@ def _show(args: argparse.Namespace) -> int:
         print("written at:         {}".format(checkpoint.written_at))
         print("TensorFlow version: {}".format(checkpoint.tensorflow_version))
         print("metadata:           {}".format(checkpoint.metadata))
+        if checkpoint.monitored is not None:
+            print(
+                "monitored:          {0.name} = {0.value} ({0.mode})".format(checkpoint.monitored)
+            )
+        if checkpoint.metrics:
+            print("metrics:            {}".format(checkpoint.metrics))
         for name in checkpoint:
             shape = "x".join(map(str, checkpoint.shape(name))) or "scalar"
             print("  {:<48} {:<10} {}".format(name, checkpoint.dtype(name), shape))

@@ -10,6 +10,7 @@ NULs; where that would be a waste of space they are joined.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
@@ -36,6 +37,7 @@ _NAMED_FLOATS = dict.fromkeys(
 # TensorFlow's quantised integers, which NumPy sees as structures of one field of that name.
 _QUANTISED = {"qint8": "i1", "quint8": "u1", "qint16": "<i2", "quint16": "<u2", "qint32": "<i4"}
 _NAMED = {**_NAMED_INTEGERS, **_NAMED_FLOATS, **_QUANTISED}
+_VIEWED = {*_NAMED_FLOATS, *_QUANTISED}  # the same bits
 
 # Padded strings may take this many times as much as the strings themselves, and so much more.
 _PADDING_FACTOR = 4
@@ -136,13 +138,18 @@ def widen(values: np.ndarray, name: str) -> np.ndarray:
 
 def store_numbers(values: np.ndarray) -> Tuple[np.ndarray, Optional[str]]:
     """An array of numbers -> one that HDF5 can hold, and the dtype's name where that loses it."""
-    dtype = values.dtype
+    stored, name = _stored_as(values.dtype)
+    if stored == values.dtype:
+        return values, name
+    return (values.view(stored) if name in _VIEWED else values.astype(stored)), name
+
+
+@functools.lru_cache(maxsize=None)  # NumPy takes long to make the name of a dtype
+def _stored_as(dtype: np.dtype) -> Tuple[np.dtype, Optional[str]]:
     name = dtype.names[0] if dtype.names and len(dtype.names) == 1 else dtype.name
-    if name in _NAMED_INTEGERS:
-        return values.astype(_NAMED_INTEGERS[name]), name
     if name in _NAMED:
-        return values.view(_NAMED[name]), name
-    return (values.astype(dtype.newbyteorder("<")) if dtype.byteorder == ">" else values), None
+        return np.dtype(_NAMED[name]), name
+    return (dtype.newbyteorder("<") if dtype.byteorder == ">" else dtype), None
 
 
 def load_numbers(values: np.ndarray, name: str) -> np.ndarray:

@@ -23,9 +23,8 @@ from tf_h5_callback.setters import (
     saveable_setters,
     select,
     variable_setter,
-    with_copies,
 )
-from tf_h5_callback.snapshot import LazySnapshot, assemble, fetches
+from tf_h5_callback.snapshot import Copies, LazySnapshot, assemble, fetches
 
 # What TensorFlow raises for the state of another iterator. Not all of its errors: some tell that
 # the connection is lost.
@@ -67,7 +66,8 @@ class GraphState:
                 variables.setdefault(step.name, []).append(step)
             for item, members in items_of(variables):
                 setter = variable_setter(self._graph, item, members)
-                self._add(with_copies(self._graph, item), setter)
+                self._add(item, setter)
+            self._copies = Copies(self._graph, self._items.values())
             for saveable in saveables:
                 for item, setter in saveable_setters(self._graph, saveable):
                     self._add(item, setter)
@@ -95,7 +95,7 @@ class GraphState:
         if self._var_list is not None and not callable(self._var_list):
             return
         variables, saveables = select(self._graph, self._var_list)
-        known = {id(part.source) for item in self._items.values() for part in item.parts}
+        known = {id(part.fetch) for item in self._items.values() for part in item.parts}
         refused = [s.name for s in saveables if not has_setters(self._graph, s)]
         late = {name: vs for name, vs in variables.items() if id(vs[0]) not in known}
         for item, members in items_of(late):
@@ -124,10 +124,11 @@ class GraphState:
         """
         if self._session is not session:
             # What session.run() would find out each time: 0.01 s for 1,000 tensors.
-            wanted = [*fetches(self._items.values()), *extra]
+            wanted = [*extra, *self._copies.fetches(self._items.values())]
             self._session, self._copy_all = session, session.make_callable(wanted)
         values = self._copy_all()
-        return assemble(self._items.values(), values), values[len(values) - len(extra) :]
+        tensors = self._copies.assemble(self._items.values(), values[len(extra) :])
+        return tensors, values[: len(extra)]
 
     def lazy_snapshot(self, session: Any) -> Mapping[str, np.ndarray]:
         """The state of a session in which nothing runs, copied piece by piece when it is asked for.

@@ -20,10 +20,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 from typing import Any, Callable, Iterable, Mapping, Optional, Union
 
 import tensorflow.compat.v1 as tf
 
+from tf_h5_callback.budget import OverheadBudget, Stalls
 from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir, read_verified
 from tf_h5_callback.checkpoint_file import Monitored, PathLike, metadata_to_json
 from tf_h5_callback.checkpoint_saver import CheckpointSaver
@@ -63,8 +65,10 @@ class H5CheckpointHook(tf.train.SessionRunHook):
     Args:
       checkpoint_dir: the folder, created if missing.
       save_steps: save every so many global steps.
-      save_secs: save every so many seconds. With both, whichever comes first; with neither, an
-        error.
+      save_secs: save every so many seconds.
+      max_overhead: save as often as possible while that adds at most this fraction to the time of
+        training (0.03: 3 %), as measured all the time. Of several triggers, whichever comes first
+        counts, so that the others limit the distance; with none, an error.
       save_on_signal: a signal, or several: when it comes, save at the end of the running step.
         ``SIGUSR1`` and ``SIGUSR2`` let training go on, any other one (``SIGTERM``, which batch
         systems send before they kill) ends it cleanly. Handlers that were there before are called,
@@ -109,6 +113,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         save_steps: Optional[int] = None,
         save_secs: Optional[float] = None,
         *,
+        max_overhead: Optional[float] = None,
         save_on_signal: Union[None, int, Iterable[int]] = None,
         var_list: VarList = None,
         iterators: Iterable[Any] = (),
@@ -124,7 +129,12 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         on_error: str = "raise",
         progress: Any = False,
     ):
-        self._timer = SaveTimer(save_steps, save_secs)
+        self._budget = None if max_overhead is None else OverheadBudget(max_overhead)
+        self._timer = SaveTimer(save_steps, save_secs, self._budget)
+        self._stalls = Stalls()
+        self._step_began: Optional[float] = None
+        self._was_busy = False  # then
+        self._waited = 0.0  # seconds, for the writer, since the last save
         if mode not in ("min", "max"):
             raise ValueError('mode is {!r}; it must be "min" or "max"'.format(mode))
         retention = Retention(max_to_keep, keep_checkpoint_every_n_hours, monitor is not None)
@@ -145,6 +155,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._state: Optional[GraphState] = None
         self._step_tensor: Any = None
         self._monitor_tensor: Any = None
+        self._run_args: Any = None
         self._monitored: Optional[Monitored] = None  # as fetched with the last run
         self._seen_step: Optional[int] = None  # as fetched with the last run
         self._increment = 1  # the largest seen
@@ -165,6 +176,10 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             )
         if self._monitor is not None:
             self._monitor_tensor = scalar_tensor(self._monitor)
+        fetches = [self._step_tensor]
+        if self._monitor_tensor is not None:
+            fetches.append(self._monitor_tensor)
+        self._run_args = tf.train.SessionRunArgs(fetches)
         self._dir.open_for_writing()
         self._state = GraphState(self._var_list, self._iterators)
         for listener in self._listeners:
@@ -181,6 +196,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         """
         assert self._state is not None
         self._coord = coord
+        self._stalls, self._step_began = Stalls(), None
         self._monitored = None
         self._signals.install()
         self._collect(session)
@@ -236,10 +252,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
 
     def before_run(self, run_context: Any) -> Any:
         """Asks for the global step, and for what is monitored, along with the user's fetches."""
-        fetches = {"step": self._step_tensor}
-        if self._monitor_tensor is not None:
-            fetches["monitor"] = self._monitor_tensor
-        return tf.train.SessionRunArgs(fetches)
+        return self._run_args
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
         """Saves if a save is due.
@@ -248,31 +261,38 @@ class H5CheckpointHook(tf.train.SessionRunHook):
           CheckpointError: an earlier save failed (with ``on_error="raise"``).
         """
         session = run_context.session
-        if not self._saver.busy:
+        if self._budget is not None and self._step_began is not None:
+            self._budget.step_taken(time.monotonic() - self._step_began, self._was_busy)
+        if self._saver.has_news:
             self._collect(session)
+        self._after_step(session, *run_values.results)
+        if self._budget is not None:
+            self._step_began, self._was_busy = time.monotonic(), self._saver.busy
+        if self._stop_requested or self._signals.stop:
+            run_context.request_stop()
+
+    def _after_step(self, session: Any, fetched: Any, monitored: Any = None) -> None:
         # This may be the step before the run's own increment or after it. Read it again only where
         # the increment makes a difference.
-        fetched = int(run_values.results["step"])
+        fetched = int(fetched)
         if self._seen_step is not None:
             self._increment = max(self._increment, fetched - self._seen_step)
         self._seen_step = fetched
         self._progress.advance(fetched)
-        if self._monitor_tensor is not None:
-            value = float(run_values.results["monitor"])
-            self._monitored = Monitored(self._monitor_tensor.name, self._mode, value)
-        if (
+        if monitored is not None:
+            self._monitored = Monitored(self._monitor_tensor.name, self._mode, float(monitored))
+        if not (
             self._signals.save
             or self._timer.is_due(fetched)
             or self._timer.is_due(fetched + self._increment)
         ):
-            step = int(session.run(self._step_tensor))
-            signalled = self._signals.take()
-            if self._timer.is_due(step) or (signalled and step != self._timer.last_step):
-                self._collect(session)
-                self._save(session, step)
-                self._saver.report()
-        if self._stop_requested or self._signals.stop:
-            run_context.request_stop()
+            return
+        step = int(session.run(self._step_tensor))
+        signalled = self._signals.take()
+        if self._timer.is_due(step) or (signalled and step != self._timer.last_step):
+            self._collect(session)
+            self._save(session, step)
+            self._saver.report()
 
     def end(self, session: Any) -> None:
         """Saves the last step unless it is saved already, and waits until it is durable.
@@ -295,6 +315,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         for listener in self._listeners:
             listener.end(session, step)
         self._progress.close()
+        _log.info("%s", self._stalls)
         self._dir.close()
         self._signals.restore()
         self._saver.report(at_the_end=True)
@@ -318,6 +339,8 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._settle(session)
         for listener in self._listeners:
             listener.before_save(session, step)
+        unpaid = self._budget is not None and not self._budget.pays
+        start = time.monotonic()
         tensors: Mapping[str, Any]
         if self._background:
             tensors, (value,) = self._state.snapshot(session, self._step_tensor)
@@ -328,13 +351,22 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         # Now: the user may change it while we write.
         metadata_json = metadata_to_json(metadata)
         self._timer.update(step)
-        self._saver.save(step, tensors, tf.VERSION, metadata_json, self._monitored)
+        stall = self._waited + time.monotonic() - start if self._background else None
+        self._saver.save(step, tensors, tf.VERSION, metadata_json, self._monitored, stall)
+        del tensors  # or their memory would be held until the next step
         if not self._saver.busy:
             self._settle(session)
+        stall = self._waited + time.monotonic() - start
+        self._waited = 0.0
+        self._stalls.add(stall)
+        if self._budget is not None:
+            self._budget.saved(stall, unpaid)
 
     def _settle(self, session: Any) -> None:
         """Waits for the writer and tells the listeners."""
+        start = time.monotonic()
         self._saver.wait()
+        self._waited += time.monotonic() - start
         step = self._saver.newly_durable()
         if step is not None:
             self._progress.saved(step)

@@ -134,6 +134,9 @@ def _access(file: _SparseFile) -> h5py.h5p.PropFAID:
     return access
 
 
+_SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
+
+
 @functools.lru_cache(maxsize=16)
 def plan(specs: Tuple[DatasetSpec, ...]) -> Layout:
     """Lets HDF5 lay out a file of contiguous, allocated, unwritten datasets.
@@ -154,7 +157,7 @@ def plan(specs: Tuple[DatasetSpec, ...]) -> Layout:
     fid = h5py.h5f.create(b"plan", h5py.h5f.ACC_EXCL, fapl=_access(image))
     try:
         for name, shape, dtype in specs:
-            space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+            space = h5py.h5s.create_simple(shape) if shape else _SCALAR
             type_id = dtypes.h5_type(dtype)
             dataset = h5py.h5d.create(fid, name.encode("utf-8"), type_id, space, creation, link)
             offset = dataset.get_offset()
@@ -203,13 +206,18 @@ def write_attributes(file: IO[bytes], layout: Layout, attributes: Mapping[str, A
     """
     image = layout.image.copy()
     fid = h5py.h5f.open(b"plan", h5py.h5f.ACC_RDWR, fapl=_access(image))
-    with h5py.File(fid) as f:
+    try:
         for key, value in attributes.items():
             if isinstance(value, str):
-                raw = value.encode("utf-8")
-                f.attrs.create(key, raw, dtype=h5py.string_dtype("utf-8", len(raw)))
+                value = np.array(value.encode("utf-8"))
+                type_id = h5py.h5t.py_create(value.dtype)
+                type_id.set_cset(h5py.h5t.CSET_UTF8)
             else:
-                f.attrs.create(key, value)
+                type_id = h5py.h5t.py_create(value.dtype)
+            space = h5py.h5s.create_simple(value.shape) if value.shape else _SCALAR
+            h5py.h5a.create(fid, key.encode(), type_id, space).write(np.asarray(value), type_id)
+    finally:
+        fid.close()
     for offset, data in image.writes:
         block_output.write_all(file, data, offset)
     file.truncate(image.size)

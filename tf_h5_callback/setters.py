@@ -23,21 +23,16 @@ from typing import (
 
 import tensorflow.compat.v1 as tf
 
-# TensorFlow 1.15 gives the memory of each tensor back to the system, in small pages.
-COPIES_IN_GRAPH = int(tf.VERSION.split(".")[0]) >= 2
-_LARGE = 1 << 18  # elements
-
 Setter = Tuple[Any, Any]
 Setters = Dict[str, Setter]
 VarList = Union[None, Iterable[Any], Mapping[str, Any], Callable[[Any], bool]]
 
 
 class Part(NamedTuple):
-    """A variable or tensor, which part of the saved one it is (None: all of it), what to fetch."""
+    """A variable or tensor, and which part of the saved one it is (None: all of it)."""
 
-    source: Any
-    slices: Optional[Tuple[slice, ...]]
     fetch: Any
+    slices: Optional[Tuple[slice, ...]]
 
 
 class Item(NamedTuple):
@@ -91,13 +86,13 @@ def _item(name: str, members: Sequence[Any]) -> Item:
     if info is None:
         if len(members) > 1:
             raise ValueError("two variables would be saved as {!r}".format(name))
-        return Item(name, first.dtype.base_dtype, first.shape, [Part(first, None, first)])
+        return Item(name, first.dtype.base_dtype, first.shape, [Part(first, None)])
     shape = tf.TensorShape(info.full_shape)
     if sum(v.shape.num_elements() for v in members) != shape.num_elements():
         raise ValueError(
             "var_list has only some parts of the partitioned variable {!r}".format(name)
         )
-    parts = [Part(v, _slices(v._save_slice_info), v) for v in members]
+    parts = [Part(v, _slices(v._save_slice_info)) for v in members]
     return Item(name, first.dtype.base_dtype, shape, parts)
 
 
@@ -105,7 +100,7 @@ def _slices(info: Any) -> Tuple[slice, ...]:
     return tuple(slice(o, o + n) for o, n in zip(info.var_offset, info.var_shape))
 
 
-def _cache(graph: Any) -> Dict[Any, Any]:
+def nodes_of(graph: Any) -> Dict[Any, Any]:
     """The nodes we have made in a graph. They live on the graph, so that they die with it."""
     if not hasattr(graph, "_tf_h5_callback_nodes"):
         graph._tf_h5_callback_nodes = {}
@@ -118,7 +113,7 @@ def _key(value: Any) -> Tuple[str, int]:
 
 def has_setters(graph: Any, saveable: Any) -> bool:
     """Whether `saveable_setters` were made for this one."""
-    return _key(saveable) in _cache(graph)
+    return _key(saveable) in nodes_of(graph)
 
 
 def _placeholder(dtype: Any, shape: Any, name: str) -> Any:
@@ -129,7 +124,7 @@ def _placeholder(dtype: Any, shape: Any, name: str) -> Any:
 def variable_setter(graph: Any, item: Item, members: Sequence[Any]) -> Setter:
     """The setter of a variable, or of the parts of a partitioned one together."""
     key = tuple(v.name for v in members)
-    cache = _cache(graph)
+    cache = nodes_of(graph)
     if key not in cache:
         with graph.as_default(), tf.control_dependencies(None):
             # Named after the variable even where the file calls it something else.
@@ -154,34 +149,9 @@ def _assign_op(variable: Any, value: Any) -> Any:
     return tf.assign(variable, value, validate_shape=False).op
 
 
-def with_copies(graph: Any, item: Item) -> Item:
-    """The item of a variable, whose large parts are copied by TensorFlow before they are fetched.
-
-    What ``session.run`` fetches of a variable it copies in Python, with one thread, into memory
-    that the system has to find first. A tensor that nobody else holds is not copied again: let
-    TensorFlow make it, with all its threads, in memory that it has.
-    """
-    if not COPIES_IN_GRAPH or item.dtype not in (tf.float16, tf.float32, tf.float64):
-        return item
-    parts = [part._replace(fetch=_copy(graph, part.source)) for part in item.parts]
-    return item._replace(parts=parts)
-
-
-def _copy(graph: Any, variable: Any) -> Any:
-    if (variable.shape.num_elements() or 0) < _LARGE:
-        return variable
-    key, cache = ("copy", variable.name), _cache(graph)
-    if key not in cache:
-        with graph.as_default(), tf.control_dependencies(None), tf.name_scope(None):
-            with tf.colocate_with(variable.op, ignore_existing=True):
-                name = variable.name.split(":")[0] + "_snapshot"
-                cache[key] = tf.raw_ops.DeepCopy(x=variable.value(), name=name)
-    return cache[key]
-
-
 def saveable_setters(graph: Any, saveable: Any) -> List[Tuple[Item, Setter]]:
     """One item for each tensor of a saveable's save specs; they share one restore operation."""
-    cache = _cache(graph)
+    cache = nodes_of(graph)
     if _key(saveable) not in cache:
         items, placeholders, values = [], [], []
         with graph.as_default(), tf.control_dependencies(None):
@@ -199,9 +169,7 @@ def saveable_setters(graph: Any, saveable: Any) -> List[Tuple[Item, Setter]]:
                     value = tf.ensure_shape(value, spec.tensor.shape)
                 values.append(value)
                 items.append(
-                    Item(
-                        spec.name, placeholder.dtype, placeholder.shape, [Part(fetch, None, fetch)]
-                    )
+                    Item(spec.name, placeholder.dtype, placeholder.shape, [Part(fetch, None)])
                 )
             op = saveable.restore(values, None)
         # The saveable itself is kept: while it lives its id cannot be another's.
@@ -211,7 +179,7 @@ def saveable_setters(graph: Any, saveable: Any) -> List[Tuple[Item, Setter]]:
 
 def iterator_saveable(graph: Any, iterator: Any) -> Any:
     """The saveable object of a ``tf.data`` iterator."""
-    cache = _cache(graph)
+    cache = nodes_of(graph)
     if _key(iterator) not in cache:
         with graph.as_default(), tf.name_scope(None):
             saveable = tf.data.experimental.make_saveable_from_iterator(iterator)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from tf_h5_callback.setters import Item
+from tf_h5_callback.setters import Item, Part, nodes_of
 
+_LARGE = 1 << 18  # elements
+# TensorFlow 1.15 gives the memory of each tensor back to the system, which returns it in small
+# pages: there the copy that Python makes is faster.
+_LARGE_ARE_COPIED = int(tf.VERSION.split(".")[0]) >= 2
+_COPIED_DTYPES = (tf.float16, tf.float32, tf.float64)  # on all devices
+_QUANTISED = {
+    dtype: dtype.as_numpy_dtype for dtype in (tf.qint8, tf.quint8, tf.qint16, tf.quint16, tf.qint32)
+}
 _GROUP_SIZE = 64 << 20  # bytes that a lazy snapshot copies at once, unless one tensor has more
 
 
@@ -25,15 +33,94 @@ def assemble(items: Iterable[Item], values: Iterable[Any]) -> Dict[str, np.ndarr
 
 def _assemble_one(item: Item, values: Sequence[Any]) -> np.ndarray:
     """What ``session.run`` returned for the parts of an item -> the tensor to be stored."""
-    if item.parts[0].slices is None:
-        value = values[0]
-        tensor = np.array(value, dtype=object) if isinstance(value, bytes) else np.asarray(value)
-    else:
+    if item.parts[0].slices is not None:
         tensor = np.empty(item.shape.as_list(), values[0].dtype)
         for part, value in zip(item.parts, values):
             tensor[part.slices] = value
+        return tensor
+    (value,) = values
+    tensor = np.array(value, dtype=object) if isinstance(value, bytes) else np.asarray(value)
     # Quantised integers come as plain ones, which would have another name in the file.
-    return tensor.view(item.dtype.as_numpy_dtype) if item.dtype.is_quantized else tensor
+    as_numpy_dtype = _QUANTISED.get(item.dtype)
+    return tensor if as_numpy_dtype is None else tensor.view(as_numpy_dtype)
+
+
+class Copies:
+    """Nodes that copy variables in the graph, so that fetching them is cheap.
+
+    What ``session.run`` fetches of a variable it copies in Python, with one thread, into memory
+    that the system has to find first; and each fetch costs a hundredth of a millisecond, however
+    small it is. A tensor that nobody else holds is not copied again. So large variables are copied
+    by TensorFlow, with all its threads, in memory that it has, and small ones of one dtype are
+    joined.
+
+    Args:
+      graph: gets the nodes, once.
+      items: of variables.
+    """
+
+    def __init__(self, graph: Any, items: Iterable[Item]):
+        self._copied: Dict[int, Any] = {}  # id of a variable -> its copy
+        self._joined: List[Any] = []
+        self._places: Dict[int, Tuple[int, slice, List[int]]] = {}  # id -> in which, where, shape
+        small: Dict[Any, List[Any]] = {}
+        for variable in (part.fetch for item in items for part in item.parts):
+            dtype, size = variable.dtype.base_dtype, variable.shape.num_elements()
+            if size is None or dtype not in _COPIED_DTYPES:
+                continue
+            if size < _LARGE:
+                small.setdefault(dtype, []).append(variable)
+            elif _LARGE_ARE_COPIED:
+                self._copied[id(variable)] = _node(graph, [variable], _copy)
+        for variables in small.values():
+            if len(variables) > 1:
+                start = 0
+                for v in variables:
+                    end = start + v.shape.num_elements()
+                    place = len(self._joined), slice(start, end), v.shape.as_list()
+                    self._places[id(v)] = place
+                    start = end
+                self._joined.append(_node(graph, variables, _join))
+
+    def fetches(self, items: Iterable[Item]) -> List[Any]:
+        """The tensors that `assemble` needs the values of."""
+        alone = (part.fetch for part in self._alone(items))
+        return [*self._joined, *(self._copied.get(id(fetch), fetch) for fetch in alone)]
+
+    def assemble(self, items: Iterable[Item], values: Sequence[Any]) -> Dict[str, np.ndarray]:
+        """What was fetched -> the tensors to be stored."""
+        joined, rest = values[: len(self._joined)], iter(values[len(self._joined) :])
+
+        def value(part: Part) -> Any:
+            place = self._places.get(id(part.fetch))
+            if place is None:
+                return next(rest)
+            which, where, shape = place
+            return joined[which][where].reshape(shape)
+
+        return {item.name: _assemble_one(item, [value(p) for p in item.parts]) for item in items}
+
+    def _alone(self, items: Iterable[Item]) -> Iterator[Part]:
+        return (p for item in items for p in item.parts if id(p.fetch) not in self._places)
+
+
+def _node(graph: Any, variables: List[Any], make: Callable[[List[Any]], Any]) -> Any:
+    """What is made of variables, made once: a finalised graph takes no new nodes."""
+    key, nodes = (make.__name__, *(v.name for v in variables)), nodes_of(graph)
+    if key not in nodes:
+        with graph.as_default(), tf.control_dependencies(None), tf.name_scope("snapshot"):
+            nodes[key] = make(variables)
+    return nodes[key]
+
+
+def _copy(variables: List[Any]) -> Any:
+    (variable,) = variables
+    with tf.colocate_with(variable.op, ignore_existing=True):
+        return tf.raw_ops.DeepCopy(x=variable.value())
+
+
+def _join(variables: List[Any]) -> Any:
+    return tf.concat([tf.reshape(v.value(), [-1]) for v in variables], axis=0)
 
 
 class LazySnapshot(Mapping[str, np.ndarray]):

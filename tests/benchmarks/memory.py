@@ -18,7 +18,7 @@ def peak(folder, rounds, background=True):
     measured = graphs.Measured(hook, active=False)
     values = []
     with tf.train.SingularMonitoredSession(hooks=[measured]) as session:
-        for i in range(rounds + 1):
+        for _ in range(rounds + 1):
             session.run(train_op)
             hook.wait_until_finished()
             before = memory("VmRSS")

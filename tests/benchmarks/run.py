@@ -28,8 +28,9 @@ def names():
     for module in MODULES:
         with open(os.path.join(HERE, module + ".py")) as f:
             text = f.read().split("\nBENCHMARKS = {", 1)[1]
-        for part in text.split('"')[1::2]:
-            found[part] = module
+        for line in text.splitlines():
+            if line.startswith('    "'):
+                found[line.split('"')[1]] = module
     return found
 
 
@@ -106,8 +107,7 @@ def main():
         process = subprocess.run(
             [*command, "--rounds", str(args.rounds)],
             cwd=HERE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             env=dict(os.environ, CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3"),
         )

@@ -1,6 +1,8 @@
 """What saving costs training: the stall, the time added, the steps on which nothing is saved."""
 
 import os
+import statistics
+import time
 
 import graphs
 import numpy as np
@@ -12,54 +14,44 @@ import tf_h5_callback as h5
 SAVES_EACH = 20
 
 
-def stall(folder, rounds):
+def stall(folder, rounds, kind):
     """One session with both hooks, which save in turn; each waits until the disk is quiet."""
-    figures = []
-    for kind, use_resource in [("ref", False), ("resource", True)]:
-        with tf.Graph().as_default():
-            train_op = graphs.dense(use_resource=use_resource)
-            where = os.path.join(folder, kind)
-            ours = graphs.Measured(h5.H5CheckpointHook(where + "-ours", save_steps=1), False)
-            theirs = graphs.Measured(
-                tf.train.CheckpointSaverHook(
-                    where + "-theirs", save_steps=1, saver=tf.train.Saver(max_to_keep=2)
-                ),
-                False,
-            )
-            with tf.train.SingularMonitoredSession(hooks=[ours, theirs]) as session:
-                arrays = graphs.snapshot(session.raw_session())
-                buffers = [np.array(array) for array in arrays]
+    train_op = graphs.dense(use_resource=kind == "resource")
+    ours = graphs.Measured(h5.H5CheckpointHook(folder + "/ours", save_steps=1), False)
+    theirs = graphs.Measured(
+        tf.train.CheckpointSaverHook(
+            folder + "/theirs", save_steps=1, saver=tf.train.Saver(max_to_keep=2)
+        ),
+        False,
+    )
+    with tf.train.SingularMonitoredSession(hooks=[ours, theirs]) as session:
+        arrays = graphs.snapshot(session.raw_session())
+        buffers = [np.array(array) for array in arrays]
 
-                def save(hook):
-                    ours.hook.wait_until_finished()
-                    os.sync()
-                    hook.active = True
-                    session.run(train_op)
-                    hook.active = False
-                    return hook.taken[-1]
+        def save(hook):
+            ours.hook.wait_until_finished()
+            os.sync()
+            hook.active = True
+            session.run(train_op)
+            hook.active = False
+            return hook.taken[-1]
 
-                def copy():
-                    for buffer, array in zip(buffers, arrays):
-                        np.copyto(buffer, array)
+        def copy():
+            for buffer, array in zip(buffers, arrays):
+                np.copyto(buffer, array)
 
-                sides = {
-                    "ours": lambda: save(ours),
-                    "CheckpointSaverHook": lambda: save(theirs),
-                    "memory copy": copy,
-                }
-                taken = in_turn(sides, rounds)
-        about = ", 403 MB, {} variables".format(kind)
-        figures += [
-            ratio("stall / memory copy" + about, ("at most", 1), taken, "ours", "memory copy"),
-            ratio(
-                "CheckpointSaverHook's stall / ours" + about,
-                ("at least", 20),
-                taken,
-                "CheckpointSaverHook",
-                "ours",
-            ),
-        ]
-    return figures
+        sides = {
+            "ours": lambda: save(ours),
+            "CheckpointSaverHook": lambda: save(theirs),
+            "memory copy": copy,
+        }
+        taken = in_turn(sides, rounds)
+    about = ", 403 MB, {} variables".format(kind)
+    copies, saver = "memory copy", "CheckpointSaverHook"
+    return [
+        ratio("stall / memory copy" + about, ("at most", 1), taken, "ours", copies),
+        ratio(saver + "'s stall / ours" + about, ("at least", 20), taken, saver, "ours"),
+    ]
 
 
 def added_time(folder, rounds, steps=100):
@@ -106,36 +98,40 @@ def added_time(folder, rounds, steps=100):
     ]
 
 
-def idle_step(folder, rounds, steps=2000):
+def idle_step(folder, rounds, steps=100, windows=30):
     """A step that only counts, with a hook that does nothing and with ours, which saves nothing."""
-    sides = {}
-    sessions = []
-
-    def window(session, train_op):
-        for _ in range(steps):
-            session.run(train_op)
-
+    sessions = {}
     for name in ("empty hook", "ours"):
         with tf.Graph().as_default():
             train_op = tf.train.get_or_create_global_step().assign_add(1)
             hook = tf.train.SessionRunHook()
             if name == "ours":
                 hook = h5.H5CheckpointHook(os.path.join(folder, name), save_steps=10**9)
-            sessions.append(tf.train.MonitoredTrainingSession(hooks=[hook]))
-            sides[name] = lambda s=sessions[-1], op=train_op: window(s, op)
-    taken = in_turn(sides, rounds)
-    for session in sessions:
+            sessions[name] = tf.train.MonitoredTrainingSession(hooks=[hook]), train_op
+    taken = {name: [] for name in sessions}
+    for _ in range(rounds + 1):
+        each = {name: [] for name in sessions}
+        for _ in range(windows):  # short ones in turn: the machine's speed drifts
+            for name, (session, train_op) in sessions.items():
+                start = time.perf_counter()
+                for _ in range(steps):
+                    session.run(train_op)
+                each[name].append((time.perf_counter() - start) / steps)
+        for name, values in each.items():
+            taken[name].append(statistics.median(values))
+    for session, _ in sessions.values():
         session.close()
-    values = [(a - b) / steps * 1e6 for a, b in zip(taken["ours"], taken["empty hook"])]
+    taken = {name: values[1:] for name, values in taken.items()}
+    values = [(a - b) * 1e6 for a, b in zip(taken["ours"], taken["empty hook"])]
     claim = "a step on which nothing is saved, beyond an empty hook's"
     return [Figure(claim, values, "us", ("at most", 20), taken)]
 
 
 def small_model(folder, rounds, steps=150):
-    """``save_steps=1`` on 1 MB: steps of 20 ms with and without."""
+    """``save_steps=1`` on 1 MB in 27 tensors: steps of 20 ms with and without."""
     work, feed = graphs.busy(20)
     with tf.control_dependencies([work]):
-        train_op = graphs.variables_only([[2500]] * 100)
+        train_op = graphs.dense(layers=8, width=102)
     hook = graphs.Measured(h5.H5CheckpointHook(folder, save_steps=1), False)
     with tf.train.SingularMonitoredSession(hooks=[hook]) as session:
 
@@ -150,12 +146,13 @@ def small_model(folder, rounds, steps=150):
         hook.active = False
     values = [100 * (a / b - 1) for a, b in zip(taken["save_steps=1"], taken["no saving"])]
     milliseconds = 1000 * float(np.median(taken["no saving"])) / steps
-    claim = "save_steps=1 on a model of 1 MB with steps of {:.0f} ms: added".format(milliseconds)
+    claim = "save_steps=1 on 1 MB in 27 tensors with steps of {:.0f} ms: added".format(milliseconds)
     return [Figure(claim, values, "%", ("at most", 5), taken)]
 
 
 BENCHMARKS = {
-    "stall": stall,
+    "stall_ref": lambda folder, rounds: stall(folder, rounds, kind="ref"),
+    "stall_resource": lambda folder, rounds: stall(folder, rounds, kind="resource"),
     "added_time": added_time,
     "idle_step": idle_step,
     "small_model": small_model,
