@@ -97,7 +97,16 @@ def test_a_sparse_file_is_like_a_file(seed):
     copy.write(b"changed")
     assert sparse.read_at(0, sparse.size) == plain.getvalue()
     assert copy.read_at(7, copy.size - 7) == plain.getvalue()[7:]
-    assert copy.writes == [(0, b"changed")]
+    assert list(copy.changes()) == [(0, b"changed")]
+
+
+def test_changes_are_told_once_and_together():
+    sparse = planned_file._SparseFile()
+    for offset, data in [(5000, b"ab"), (10, b"xyz"), (13, b"more"), (11, b"Y"), (5001, b"c")]:
+        sparse.seek(offset)
+        sparse.write(data)
+    assert list(sparse.changes()) == [(10, b"xYzmore"), (5000, b"ac")]
+    assert list(sparse.copy().changes()) == []
 
 
 def test_a_sparse_file_is_sparse():

@@ -19,7 +19,7 @@ import numpy as np
 from tf_h5_callback._compat import crc32, set_direct, write_at
 
 # Each call that gives the GIL away may wait 5 ms to get it back: few, large blocks.
-_BLOCK_SIZE = 16 << 20
+_BLOCK_SIZE = 8 << 20
 _IN_FLIGHT = 2
 _PAGE = 4096
 # What is smaller is copied and summed up without giving the GIL away.

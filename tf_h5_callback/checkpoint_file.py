@@ -128,26 +128,24 @@ def metadata_to_json(metadata: Optional[Mapping[str, Any]]) -> str:
 
 def _encode(tensors: Mapping[str, np.ndarray]) -> _Encoded:
     encoded = _Encoded({}, {}, {}, {})
-
-    def say(member: str, key: str, value: Any) -> None:
-        if value is not None:
-            encoded.encoding.setdefault(member, {})[key] = value
-
     for name in tensors:
-        key = dataset_name(name)
-        say("names", key, name if true_name(key) != name else None)
-        encoded.names[key] = name
-        value = np.asarray(tensors[name])
-        if value.dtype.kind == "O":
-            strings = dtypes.store_strings(value)
-            value = encoded.strings[key] = strings.values
-            say("string_lengths", key, strings.lengths)
-            say("string_shapes", key, strings.shape)
-        else:
-            value, dtype_name = dtypes.store_numbers(value)
-            say("dtypes", key, dtype_name)
-        encoded.specs[key] = planned_file.DatasetSpec(key, value.shape, value.dtype)
+        _encode_one(encoded, name, np.asarray(tensors[name]))
     return encoded
+
+
+def _encode_one(encoded: _Encoded, name: str, value: np.ndarray) -> None:
+    key = dataset_name(name)
+    encoded.names[key] = name
+    said: Dict[str, Any] = {"names": name if true_name(key) != name else None}
+    if value.dtype.kind == "O":
+        value, said["string_lengths"], said["string_shapes"] = dtypes.store_strings(value)
+        encoded.strings[key] = value
+    else:
+        value, said["dtypes"] = dtypes.store_numbers(value)
+    encoded.specs[key] = planned_file.DatasetSpec(key, value.shape, value.dtype)
+    for member, what in said.items():
+        if what is not None:
+            encoded.encoding.setdefault(member, {})[key] = what
 
 
 def _stored(tensors: Mapping[str, np.ndarray], encoded: _Encoded, key: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from typing import IO, Any, Callable, Dict, List, Mapping, NamedTuple, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Tuple
 
 import h5py
 import numpy as np
@@ -59,7 +59,6 @@ class _SparseFile(io.RawIOBase):
 
     Attributes:
       size: in bytes.
-      writes: ``[(offset, bytes)]`` in the order in which they were written.
     """
 
     _PAGE = 4096
@@ -68,10 +67,20 @@ class _SparseFile(io.RawIOBase):
         self._pages: Dict[int, bytes] = {}
         self._position = 0
         self.size = 0
-        self.writes: List[Tuple[int, bytes]] = []
+        self._written: List[Tuple[int, int]] = []  # from where to where
+
+    def changes(self) -> Iterator[Tuple[int, bytes]]:
+        """What was written, in order, each byte once, in as few pieces as possible."""
+        start = end = 0
+        for next_start, next_end in [*sorted(self._written), (self.size + 1, 0)]:
+            if next_start > end:
+                if end > start:
+                    yield start, self.read_at(start, end - start)
+                start = next_start
+            end = max(end, next_end)
 
     def copy(self) -> _SparseFile:
-        """A file of the same content, with no writes yet."""
+        """A file of the same content, with no changes yet."""
         other = _SparseFile()
         other._pages = dict(self._pages)
         other.size = self.size
@@ -109,7 +118,7 @@ class _SparseFile(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         new = bytes(data)
-        self.writes.append((self._position, new))
+        self._written.append((self._position, self._position + len(new)))
         first, start = divmod(self._position, self._PAGE)
         end = start + len(new)
         count = -(-end // self._PAGE)
@@ -218,6 +227,6 @@ def write_attributes(file: IO[bytes], layout: Layout, attributes: Mapping[str, A
             h5py.h5a.create(fid, key.encode(), type_id, space).write(np.asarray(value), type_id)
     finally:
         fid.close()
-    for offset, data in image.writes:
+    for offset, data in image.changes():
         block_output.write_all(file, data, offset)
     file.truncate(image.size)

@@ -65,15 +65,10 @@ def in_turn(sides: Dict[str, Callable[[], Optional[float]]], rounds: int) -> Dic
 
 
 def memory(what: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, or ``VmHWM``, the most since `forget_peak`."""
+    """Bytes of this process: ``VmRSS`` now, or ``VmHWM``, the most so far."""
     with open("/proc/self/status") as f:
         line = next(line for line in f if line.startswith(what + ":"))
     return int(line.split()[1]) << 10
-
-
-def forget_peak() -> None:
-    with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")
 
 
 def plain_output(path: str, arrays) -> None:

@@ -13,13 +13,14 @@ import importlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MODULES = ["training", "files", "restoring", "memory"]
+MODULES = ["training", "files", "restoring", "memory", "more"]
 
 
 def names():
@@ -27,10 +28,8 @@ def names():
     found = {}
     for module in MODULES:
         with open(os.path.join(HERE, module + ".py")) as f:
-            text = f.read().split("\nBENCHMARKS = {", 1)[1]
-        for line in text.splitlines():
-            if line.startswith('    "'):
-                found[line.split('"')[1]] = module
+            text = f.read().split("\nBENCHMARKS = {", 1)[1].split("}")[0]
+        found.update(dict.fromkeys(re.findall(r'"(\w+)":', text), module))
     return found
 
 
