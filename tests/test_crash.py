@@ -61,6 +61,8 @@ def script(tmp_path):
         return subprocess.Popen(
             [sys.executable, str(path), str(tmp_path / "run"), how, str(slow)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+            # It may be ignored here, as it is in what a shell runs in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     return start

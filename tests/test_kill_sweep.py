@@ -46,7 +46,7 @@ def test_the_sweep_notices_a_writer_that_removes_old_files_first(tmp_path):
 
 @needs_strace
 def test_the_sweep_notices_that_more_steps_are_lost(tmp_path):
-    violations = sweep(NEW_FOLDER._replace(may_lose=1), 20, tmp_path)
+    violations = sweep(NEW_FOLDER._replace(may_lose=1), 6, tmp_path)
     assert any(v.endswith("lost: 2 steps") for v in violations)
 
 

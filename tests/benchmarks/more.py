@@ -28,10 +28,10 @@ def budget(folder, rounds, max_overhead=0.1):
     """Windows of training with the hook and without, in turn, after one in which it learns."""
     figures = []
     for about, layers, width, steps, slow in [
-        ("403 MB", 8, 2048, 100, False),
-        ("50 MB", 4, 1024, 600, False),
-        ("13 MB", 4, 512, 2000, False),
-        ("50 MB, disk four times as slow half-way", 4, 1024, 600, True),
+        ("403 MB", 8, 2048, 80, False),
+        ("50 MB", 4, 1024, 500, False),
+        ("13 MB", 4, 512, 1500, False),
+        ("50 MB, disk four times as slow half-way", 4, 1024, 500, True),
     ]:
         with tf.Graph().as_default():
             train_op = graphs.dense(layers, width)

@@ -4,7 +4,8 @@
     python tests/benchmarks/run.py stall restore         # these
     python tests/benchmarks/run.py --rounds 9 --out here # figures.json, figures.md
 
-Nothing else may run on the machine meanwhile. Exit code 1 if a benchmark fails; figures that are
+``report.py`` makes the table and the plot of the documentation of them. Nothing else may run on the
+machine meanwhile. Exit code 1 if a benchmark fails; figures that are
 not reached are marked, and no failure: machines differ.
 """
 
@@ -20,6 +21,7 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+HEAD = "| what | figure | median | range | reached |\n| --- | --- | --- | --- | --- |"
 MODULES = ["training", "files", "restoring", "memory", "more"]
 
 
@@ -117,6 +119,8 @@ def main():
         for figure in json.loads(process.stdout.splitlines()[-1]):
             figures.append(dict(figure, benchmark=name))
             print(line(figure), flush=True)
+    with open(os.path.join(args.out, "figures.md"), "w") as f:
+        f.write("\n".join([HEAD, *map(line, figures), ""]))
     with open(os.path.join(args.out, "figures.json"), "w") as f:
         json.dump({"environment": environment(), "figures": figures}, f, indent=1)
     return 1 if failed else 0
