@@ -135,7 +135,7 @@ class GraphState:
 
         For state that does not fit into memory a second time.
         """
-        return LazySnapshot(session, self._items.values())
+        return LazySnapshot(session, self._items.values(), self._copies)
 
     def match(
         self, checkpoint: Any, restore: Restore = EVERYTHING, ignore_extra: bool = False

@@ -176,9 +176,9 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             )
         if self._monitor is not None:
             self._monitor_tensor = scalar_tensor(self._monitor)
-        fetches = [self._step_tensor]
+        fetches = self._step_tensor  # a list of one takes TensorFlow longer
         if self._monitor_tensor is not None:
-            fetches.append(self._monitor_tensor)
+            fetches = [self._step_tensor, self._monitor_tensor]
         self._run_args = tf.train.SessionRunArgs(fetches)
         self._dir.open_for_writing()
         self._state = GraphState(self._var_list, self._iterators)
@@ -265,7 +265,8 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             self._budget.step_taken(time.monotonic() - self._step_began, self._was_busy)
         if self._saver.has_news:
             self._collect(session)
-        self._after_step(session, *run_values.results)
+        results = run_values.results
+        self._after_step(session, *([results] if self._monitor_tensor is None else results))
         if self._budget is not None:
             self._step_began, self._was_busy = time.monotonic(), self._saver.busy
         if self._stop_requested or self._signals.stop:

@@ -10,9 +10,6 @@ import tensorflow.compat.v1 as tf
 from tf_h5_callback.setters import Item, Part, nodes_of
 
 _LARGE = 1 << 18  # elements
-# TensorFlow 1.15 gives the memory of each tensor back to the system, which returns it in small
-# pages: there the copy that Python makes is faster.
-_LARGE_ARE_COPIED = int(tf.VERSION.split(".")[0]) >= 2
 _COPIED_DTYPES = (tf.float16, tf.float32, tf.float64)  # on all devices
 _QUANTISED = {
     dtype: dtype.as_numpy_dtype for dtype in (tf.qint8, tf.quint8, tf.qint16, tf.quint16, tf.qint32)
@@ -70,7 +67,7 @@ class Copies:
                 continue
             if size < _LARGE:
                 small.setdefault(dtype, []).append(variable)
-            elif _LARGE_ARE_COPIED:
+            else:
                 self._copied[id(variable)] = _node(graph, [variable], _copy)
         for variables in small.values():
             if len(variables) > 1:
@@ -84,8 +81,12 @@ class Copies:
 
     def fetches(self, items: Iterable[Item]) -> List[Any]:
         """The tensors that `assemble` needs the values of."""
-        alone = (part.fetch for part in self._alone(items))
-        return [*self._joined, *(self._copied.get(id(fetch), fetch) for fetch in alone)]
+        alone = [p for item in items for p in item.parts if id(p.fetch) not in self._places]
+        return [*self._joined, *map(self.of, alone)]
+
+    def of(self, part: Part) -> Any:
+        """What to fetch for a part by itself."""
+        return self._copied.get(id(part.fetch), part.fetch)
 
     def assemble(self, items: Iterable[Item], values: Sequence[Any]) -> Dict[str, np.ndarray]:
         """What was fetched -> the tensors to be stored."""
@@ -99,9 +100,6 @@ class Copies:
             return joined[which][where].reshape(shape)
 
         return {item.name: _assemble_one(item, [value(p) for p in item.parts]) for item in items}
-
-    def _alone(self, items: Iterable[Item]) -> Iterator[Part]:
-        return (p for item in items for p in item.parts if id(p.fetch) not in self._places)
 
 
 def _node(graph: Any, variables: List[Any], make: Callable[[List[Any]], Any]) -> Any:
@@ -130,8 +128,9 @@ class LazySnapshot(Mapping[str, np.ndarray]):
     change between planning a file and writing it.
     """
 
-    def __init__(self, session: Any, items: Iterable[Item]):
+    def __init__(self, session: Any, items: Iterable[Item], copies: Copies):
         self._session = session
+        self._copies = copies
         self._names = [item.name for item in items]
         self._groups: Dict[str, List[Item]] = {}
         self._current: Dict[str, np.ndarray] = {}
@@ -151,7 +150,8 @@ class LazySnapshot(Mapping[str, np.ndarray]):
         self._changing = self._copy(changing)
 
     def _copy(self, items: Sequence[Item]) -> Dict[str, np.ndarray]:
-        return assemble(items, self._session.run(fetches(items)))
+        wanted = [self._copies.of(part) for item in items for part in item.parts]
+        return assemble(items, self._session.run(wanted))
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._changing:
