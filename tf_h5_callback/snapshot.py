@@ -113,7 +113,7 @@ def _node(graph: Any, variables: List[Any], make: Callable[[List[Any]], Any]) ->
 
 def _copy(variables: List[Any]) -> Any:
     (variable,) = variables
-    with tf.colocate_with(variable.op, ignore_existing=True):
+    with tf.get_default_graph().colocate_with(variable.op, ignore_existing=True):
         return tf.raw_ops.DeepCopy(x=variable.value())
 
 
