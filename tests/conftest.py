@@ -19,6 +19,11 @@ class FakeClock:
         return self.now
 
 
+@pytest.fixture(params=[False, True], ids=["ref", "resource"])
+def use_resource(request):
+    return request.param
+
+
 @pytest.fixture
 def clock(monkeypatch):
     from tf_h5_callback import timer

@@ -36,18 +36,13 @@ def lookup3(data, initial=0):
     words = struct.unpack("<{}I".format(-(-len(data) // 12) * 3), data + bytes(-len(data) % 12))
     for i in range(0, len(words) - 3, 3):
         a, b, c = (a + words[i]) & mask, (b + words[i + 1]) & mask, (c + words[i + 2]) & mask
-        a = ((a - c) & mask) ^ rot(c, 4)
-        c = (c + b) & mask
-        b = ((b - a) & mask) ^ rot(a, 6)
-        a = (a + c) & mask
-        c = ((c - b) & mask) ^ rot(b, 8)
-        b = (b + a) & mask
-        a = ((a - c) & mask) ^ rot(c, 16)
-        c = (c + b) & mask
-        b = ((b - a) & mask) ^ rot(a, 19)
-        a = (a + c) & mask
-        c = ((c - b) & mask) ^ rot(b, 4)
-        b = (b + a) & mask
+        for k, m, n in ((4, 6, 8), (16, 19, 4)):
+            a = ((a - c) & mask) ^ rot(c, k)
+            c = (c + b) & mask
+            b = ((b - a) & mask) ^ rot(a, m)
+            a = (a + c) & mask
+            c = ((c - b) & mask) ^ rot(b, n)
+            b = (b + a) & mask
     a, b, c = (a + words[-3]) & mask, (b + words[-2]) & mask, (c + words[-1]) & mask
     c = ((c ^ b) - rot(b, 14)) & mask
     a = ((a ^ c) - rot(c, 11)) & mask

@@ -240,28 +240,29 @@ def train_with_tensorflow(workload: Workload, folder: str, note: Note) -> None:
 # ---- Bad writers, to see that they are noticed -------------------------------------------------
 
 
-def write_in_place(path: str, tensors: Tensors, **attributes: Any) -> None:
+def write_in_place(path: str, tensors: Tensors, **attributes: Any) -> int:
     with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.dirname(path))) as elsewhere:
         copy = os.path.join(elsewhere, "copy")
-        checkpoint_file.write_checkpoint(copy, tensors, **attributes)
+        size = checkpoint_file.write_checkpoint(copy, tensors, **attributes)
         with open(copy, "rb") as source, open(path, "wb", buffering=0) as f:
             for block in iter(functools.partial(source.read, 16 << 10), b""):
                 f.write(block)
                 os.fsync(f.fileno())  # takes its time, so that kills fall in here
+    return size
 
 
-def remove_first(path: str, tensors: Tensors, **attributes: Any) -> None:
+def remove_first(path: str, tensors: Tensors, **attributes: Any) -> int:
     for old in glob.glob(os.path.join(os.path.dirname(path), "*.h5")):
         os.remove(old)
-    checkpoint_file.write_checkpoint(path, tensors, **attributes)
+    return checkpoint_file.write_checkpoint(path, tensors, **attributes)
 
 
-def write_other_values(path: str, tensors: Tensors, **attributes: Any) -> None:
+def write_other_values(path: str, tensors: Tensors, **attributes: Any) -> int:
     others = {name: value ^ (value.size == 50) for name, value in tensors.items()}
-    checkpoint_file.write_checkpoint(path, others, **attributes)
+    return checkpoint_file.write_checkpoint(path, others, **attributes)
 
 
-WRITERS: Dict[str, Callable[..., None]] = {
+WRITERS: Dict[str, Callable[..., int]] = {
     f.__name__: f
     for f in [
         checkpoint_file.write_checkpoint,

@@ -241,11 +241,6 @@ def round_trip(tf, path, value, dtype, use_resource, shape="static"):
     return before, after
 
 
-@pytest.fixture(params=[False, True], ids=["ref", "resource"])
-def use_resource(request):
-    return request.param
-
-
 @pytest.mark.parametrize("name", NUMPY + list(QUANTISED) + SHORT)
 @pytest.mark.parametrize("shape", [(4,), (), (0, 3), (2, 1, 1, 1, 1, 1, 1, 2)], ids=str)
 def test_through_a_session(name, shape, use_resource, path):

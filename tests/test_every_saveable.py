@@ -23,11 +23,6 @@ def graph():
         yield g
 
 
-@pytest.fixture(params=[False, True], ids=["ref", "resource"])
-def use_resource(request):
-    return request.param
-
-
 @pytest.fixture
 def path(tmp_path):
     return str(tmp_path / "model.ckpt-0.h5")

@@ -17,11 +17,6 @@ def graph():
         yield g
 
 
-@pytest.fixture(params=[False, True], ids=["ref", "resource"])
-def use_resource(request):
-    return request.param
-
-
 def rnn(use_resource=False):
     """A few variables in nested scopes, as an RNN has them."""
     with tf.variable_scope("rnn"), tf.variable_scope("cell"):

@@ -24,11 +24,6 @@ def graph():
         yield g
 
 
-@pytest.fixture(params=[False, True], ids=["ref", "resource"])
-def use_resource(request):
-    return request.param
-
-
 @pytest.fixture(params=[True, False], ids=["background", "foreground"])
 def background(request):
     return request.param

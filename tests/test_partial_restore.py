@@ -11,11 +11,6 @@ import tf_h5_callback as h5
 tf = pytest.importorskip("tensorflow.compat.v1")
 
 
-@pytest.fixture(params=[False, True], ids=["ref", "resource"])
-def use_resource(request):
-    return request.param
-
-
 @pytest.fixture
 def source(tmp_path, use_resource):
     """A checkpoint of a small model with optimizer slots, at step 3."""

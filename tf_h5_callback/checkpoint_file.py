@@ -67,7 +67,7 @@ def write_checkpoint(
     metadata: Union[None, Mapping[str, Any], str] = None,
     monitored: Optional[Monitored] = None,
     stall_seconds: Optional[float] = None,
-) -> None:
+) -> int:
     """Writes a checkpoint; when it returns, the file is durable under its name.
 
     Args:
@@ -81,6 +81,9 @@ def write_checkpoint(
       monitored: stored in the attribute ``metrics``.
       stall_seconds: how long training waited for the tensors, likewise. What it takes to write them
         is measured here.
+
+    Returns:
+      The size of the file in bytes.
 
     Raises:
       CheckpointError: the file could not be written (disk full, no permission, ...) or a tensor's
@@ -106,7 +109,8 @@ def write_checkpoint(
             metrics.update(write_seconds=time.monotonic() - start, bytes=layout.size)
             given["metrics"] = json.dumps({k: v for k, v in metrics.items() if v is not None})
             attributes = _attributes(given, encoded, crcs)
-            planned_file.write_attributes(f, layout, attributes)
+            size = planned_file.write_attributes(f, layout, attributes)
+        return size
     except (*H5PY_ERRORS, TypeError) as error:
         raise CheckpointError("cannot save checkpoint {}: {}".format(path, error)) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from typing import Mapping, Optional
 
@@ -77,7 +76,7 @@ class CheckpointSaver:
 
         def job() -> None:
             try:
-                write_checkpoint(
+                size = write_checkpoint(
                     path,
                     tensors,
                     global_step=step,
@@ -86,7 +85,7 @@ class CheckpointSaver:
                     monitored=monitored,
                     stall_seconds=stall_seconds,
                 )
-                _log_saved(path, time.monotonic() - start, stall_seconds)
+                _log_saved(path, size, time.monotonic() - start, stall_seconds)
                 self._dir.remove_surplus(step)
             except Exception as error:
                 _log.error("step %d is not saved: %s", step, error)
@@ -130,16 +129,12 @@ class CheckpointSaver:
             raise failure
 
 
-def _log_saved(path: str, seconds: float, stall_seconds: Optional[float]) -> None:
-    if not _log.isEnabledFor(logging.INFO):
-        return
-    size = os.path.getsize(path)
-    waited = seconds if stall_seconds is None else stall_seconds
+def _log_saved(path: str, size: int, seconds: float, stall_seconds: Optional[float]) -> None:
     _log.info(
         "saved %s: %s bytes durable after %.3g s (%.2g GB/s), training waited %.3g s",
         path,
         format(size, ","),
         seconds,
         size / 1e9 / seconds if seconds else 0.0,
-        waited,
+        seconds if stall_seconds is None else stall_seconds,
     )

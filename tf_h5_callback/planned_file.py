@@ -204,8 +204,8 @@ def write(file: IO[bytes], layout: Layout, read: Callable[[str], np.ndarray]) ->
     return crcs
 
 
-def write_attributes(file: IO[bytes], layout: Layout, attributes: Mapping[str, Any]) -> None:
-    """Adds attributes of the root group to a file that `write` has written.
+def write_attributes(file: IO[bytes], layout: Layout, attributes: Mapping[str, Any]) -> int:
+    """Adds attributes of the root group to a file that `write` has written; returns its size.
 
     Args:
       file: the same one.
@@ -230,3 +230,4 @@ def write_attributes(file: IO[bytes], layout: Layout, attributes: Mapping[str, A
     for offset, data in image.changes():
         block_output.write_all(file, data, offset)
     file.truncate(image.size)
+    return image.size
