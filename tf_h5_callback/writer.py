@@ -7,17 +7,14 @@ job would keep the process from exiting, a daemon would be cut off in the middle
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import Callable, Optional
-
-_log = logging.getLogger("tf_h5_callback")
 
 Job = Callable[[], None]
 
 
 class BackgroundWriter:
-    """Runs one job at a time.
+    """Runs one job at a time. A job that fails should say so itself: perhaps nobody will ask.
 
     Args:
       background: True: in a thread; False: in `submit` itself.
@@ -47,9 +44,6 @@ class BackgroundWriter:
             job()
         except BaseException as error:  # raised again by wait(), on the thread that asks
             self._error = error
-            if self._background:
-                # If training dies first, nobody will ask.
-                _log.error("%s", error)
 
     def wait(self) -> None:
         """Returns when nothing is running; raises what the job raised, once."""
