@@ -1,6 +1,9 @@
+import re
+import time
+
 import pytest
 
-from tf_h5_callback.budget import OverheadBudget, Stalls
+from tf_h5_callback.budget import OverheadBudget, SavingCost
 
 
 class Run:
@@ -89,8 +92,40 @@ def test_out_of_range(max_overhead):
         OverheadBudget(max_overhead)
 
 
-def test_what_is_told_of_the_stalls():
-    stalls = Stalls()
-    stalls.add(0.25)
-    stalls.add(0.5)
-    assert str(stalls).startswith("training waited 0.75 s for 2 checkpoints, ")
+def test_what_is_told_of_the_cost():
+    cost = SavingCost()
+    for _ in range(2):
+        with cost.stalling():
+            time.sleep(0.01)
+        with cost.stalling():
+            time.sleep(0.005)
+        assert cost.stall >= 0.015
+        cost.saved(cost.paid)
+        assert cost.stall == 0
+    told = re.match(r"training waited (\S+) s for 2 checkpoints, (\S+) % of (\S+) s", str(cost))
+    waited, percent, total = map(float, told.groups())
+    assert 0.03 <= waited <= total and percent == pytest.approx(100 * waited / total, rel=0.1)
+
+
+def test_the_budget_hears_of_steps_and_saves():
+    heard = []
+
+    class Budget:
+        pays = True
+
+        def step_taken(self, seconds, writing):
+            heard.append((seconds >= 0.005, writing))
+
+        def saved(self, stall, unpaid):
+            heard.append((stall >= 0.005, unpaid))
+
+    cost = SavingCost(Budget())
+    cost.step_ends()  # no step has begun
+    cost.step_begins(writing=True)
+    time.sleep(0.005)
+    cost.step_ends()
+    with cost.stalling():
+        time.sleep(0.005)
+    cost.saved(cost.paid)
+    cost.saved(paid=False)
+    assert heard == [(True, True), (True, False), (False, True)]

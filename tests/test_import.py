@@ -70,8 +70,8 @@ def test_modules_import_downwards_only():
         "dtypes": 1, "global_heap": 1, "file_layout": 2,
         "block_output": 1, "planned_file": 2, "checkpoint_file": 3,
         "checkpoint_reader": 4, "writer": 4, "retention": 5,
-        "checkpoint_dir": 6, "checkpoint_saver": 7, "waiting": 7,
-        "restore": 6, "setters": 6, "snapshot": 7, "matching": 7, "tensorflow_checkpoint": 7,
+        "checkpoint_dir": 6, "reading": 7, "checkpoint_saver": 7, "waiting": 7,
+        "restore": 6, "setters": 6, "snapshot": 7, "matching": 7, "tensorflow_checkpoint": 8,
         "graph_state": 8, "hook": 9, "restore_hook": 9, "cli": 9,
     }  # fmt: skip
     folder = os.path.dirname(h5.__file__)

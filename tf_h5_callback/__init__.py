@@ -8,20 +8,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, List
 
-from tf_h5_callback.checkpoint_dir import (
-    best_checkpoint,
-    latest_checkpoint,
-    list_checkpoints,
-    list_variables,
-    load_checkpoint,
-    load_variable,
-)
 from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
+)
+from tf_h5_callback.reading import (
+    best_checkpoint,
+    latest_checkpoint,
+    list_checkpoints,
+    list_variables,
+    load_checkpoint,
+    load_variable,
 )
 from tf_h5_callback.restore import Restore, rnn_names_of_tensorflow_1_2
 from tf_h5_callback.waiting import checkpoints_iterator

@@ -8,8 +8,9 @@ when saves become dearer (a slower disk, a larger model) and shrinks when they b
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import Optional
+from typing import Iterator, Optional
 
 # The weight of the newest measurement in a running mean.
 _NEWEST_STEP = 0.05
@@ -93,18 +94,59 @@ class OverheadBudget:
             self._cost_so_far = None
 
 
-class Stalls:
-    """How long training has waited for saves, of how long it has taken."""
+class SavingCost:
+    """What saving costs a session: measured, told, and held against a budget.
 
-    def __init__(self) -> None:
+    Args:
+      budget: hears of every step and save; None: nobody does.
+
+    Attributes:
+      stall: for how many seconds training has waited for the save that is being made.
+    """
+
+    def __init__(self, budget: Optional[OverheadBudget] = None):
+        self._budget = budget
+        self.session_began()
+
+    def session_began(self) -> None:
+        """Everything that was measured belongs to another session."""
+        self.stall = 0.0
         self._began = time.monotonic()
         self._count = 0
         self._seconds = 0.0
+        self._step_began: Optional[float] = None
+        self._writing = False  # then
 
-    def add(self, seconds: float) -> None:
-        """One more save, for which training waited so long."""
+    def step_begins(self, writing: bool) -> None:
+        """From now on it is the user's time; a file is being written meanwhile, or not."""
+        self._step_began, self._writing = time.monotonic(), writing
+
+    def step_ends(self) -> None:
+        """And now it is ours."""
+        if self._budget is not None and self._step_began is not None:
+            self._budget.step_taken(time.monotonic() - self._step_began, self._writing)
+
+    @contextlib.contextmanager
+    def stalling(self) -> Iterator[None]:
+        """Training waits for a save during the block."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stall += time.monotonic() - start
+
+    @property
+    def paid(self) -> bool:
+        """Whether a save made now is one that the budget pays for."""
+        return self._budget is not None and self._budget.pays
+
+    def saved(self, paid: bool) -> None:
+        """A save is made, or handed to the writer; ``paid`` as it was before."""
         self._count += 1
-        self._seconds += seconds
+        self._seconds += self.stall
+        if self._budget is not None:
+            self._budget.saved(self.stall, unpaid=not paid)
+        self.stall = 0.0
 
     def __str__(self) -> str:
         total = time.monotonic() - self._began

@@ -8,9 +8,10 @@ import sys
 from typing import List, Optional
 
 from tf_h5_callback import __version__
-from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, list_checkpoints, load_checkpoint
+from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME
 from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointError
+from tf_h5_callback.reading import list_checkpoints, load_checkpoint
 
 
 def main(argv: Optional[List[str]] = None) -> int:

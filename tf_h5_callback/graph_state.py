@@ -59,6 +59,7 @@ class GraphState:
         self._iterators: List[str] = []  # their names in the file
         self._session: Any = None  # the one of which _copy_all copies the state
         self._copy_all: Any = None
+        self._copies = Copies(self._graph, ())
         with self._graph.as_default():
             variables, saveables = select(self._graph, var_list)
             step = tf.train.get_global_step()
@@ -67,7 +68,7 @@ class GraphState:
             for item, members in items_of(variables):
                 setter = variable_setter(self._graph, item, members)
                 self._add(item, setter)
-            self._copies = Copies(self._graph, self._items.values())
+            self._variables = list(self._items.values())
             for saveable in saveables:
                 for item, setter in saveable_setters(self._graph, saveable):
                     self._add(item, setter)
@@ -83,6 +84,10 @@ class GraphState:
             raise ValueError("two variables would be saved as {!r}".format(item.name))
         self._items[item.name] = item
         self._setters[item.name] = setter
+
+    def add_copies(self) -> None:
+        """Adds the nodes that make snapshots cheap, while the graph is not finalised."""
+        self._copies = Copies(self._graph, self._variables)
 
     def add_late_variables(self) -> None:
         """Takes up variables that came after this object, without adding nodes to the graph.
@@ -143,13 +148,16 @@ class GraphState:
         """What of a checkpoint belongs where in the graph; see `matching.match`."""
         return matching.match(self._items, checkpoint, restore, ignore_extra)
 
-    def assign(self, session: Any, tensors: Mapping[str, np.ndarray]) -> None:
+    def assign(
+        self, session: Any, tensors: Mapping[str, np.ndarray], run_local_init: bool = False
+    ) -> None:
         """Assigns tensors that passed `match`, with one ``session.run``, after iterators.
 
         Args:
           session: the session.
           tensors: name in the graph -> array. TensorFlow may adopt it as the buffer of a variable:
             do not write to it again, and give no array twice.
+          run_local_init: initialise the local variables again afterwards.
 
         Raises:
           CheckpointMismatchError: TensorFlow refuses the state of an iterator. Nothing else was
@@ -161,6 +169,8 @@ class GraphState:
             if name in rest:
                 self._assign_iterator(session, name, rest.pop(name))
         _assign(session, self._setters, rest)
+        if run_local_init:
+            session.run([v.initializer for v in tf.local_variables()])
 
     def _assign_iterator(self, session: Any, name: str, state: np.ndarray) -> None:
         try:

@@ -20,13 +20,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import time
 from typing import Any, Callable, Iterable, Mapping, Optional, Union
 
 import tensorflow.compat.v1 as tf
 
-from tf_h5_callback.budget import OverheadBudget, Stalls
-from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir, read_verified
+from tf_h5_callback.budget import OverheadBudget, SavingCost
+from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir
 from tf_h5_callback.checkpoint_file import Monitored, PathLike, metadata_to_json
 from tf_h5_callback.checkpoint_saver import CheckpointSaver
 from tf_h5_callback.graph_state import GraphState, VarList, scalar_tensor
@@ -34,7 +33,7 @@ from tf_h5_callback.progress import Progress
 from tf_h5_callback.restore import Restore
 from tf_h5_callback.retention import Retention
 from tf_h5_callback.signals import SignalRequest
-from tf_h5_callback.tensorflow_checkpoint import open_checkpoint
+from tf_h5_callback.tensorflow_checkpoint import read_checkpoint
 from tf_h5_callback.timer import SaveTimer
 
 _log = logging.getLogger("tf_h5_callback")
@@ -129,12 +128,9 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         on_error: str = "raise",
         progress: Any = False,
     ):
-        self._budget = None if max_overhead is None else OverheadBudget(max_overhead)
-        self._timer = SaveTimer(save_steps, save_secs, self._budget)
-        self._stalls = Stalls()
-        self._step_began: Optional[float] = None
-        self._was_busy = False  # then
-        self._waited = 0.0  # seconds, for the writer, since the last save
+        budget = None if max_overhead is None else OverheadBudget(max_overhead)
+        self._timer = SaveTimer(save_steps, save_secs, budget)
+        self._cost = SavingCost(budget)
         if mode not in ("min", "max"):
             raise ValueError('mode is {!r}; it must be "min" or "max"'.format(mode))
         retention = Retention(max_to_keep, keep_checkpoint_every_n_hours, monitor is not None)
@@ -182,6 +178,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._run_args = tf.train.SessionRunArgs(fetches)
         self._dir.open_for_writing()
         self._state = GraphState(self._var_list, self._iterators)
+        self._state.add_copies()
         for listener in self._listeners:
             listener.begin()
 
@@ -196,7 +193,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         """
         assert self._state is not None
         self._coord = coord
-        self._stalls, self._step_began = Stalls(), None
+        self._cost.session_began()
         self._monitored = None
         self._signals.install()
         self._collect(session)
@@ -205,7 +202,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         step = int(session.run(self._step_tensor))
         self._seen_step = step
         self._progress.start(step)
-        self._warn_of_later_steps(step)
+        self._dir.warn_of_later_steps(step)
         if restored is not None and _same_file(restored, self._dir.path_for(step)):
             self._timer.update(step)
             self._saver.saved_step = step
@@ -231,24 +228,10 @@ class H5CheckpointHook(tf.train.SessionRunHook):
                 return None
             path, tensors = newest
         else:
-            with open_checkpoint(path) as checkpoint:
-                path, tensors = checkpoint.path, read_verified(checkpoint, match)
-        self._state.assign(session, tensors)
-        if restore.run_local_init:
-            session.run([v.initializer for v in tf.local_variables()])
+            path, tensors = read_checkpoint(path, match)
+        self._state.assign(session, tensors, restore.run_local_init)
         _log.info("resumed from %s", path)
         return path
-
-    def _warn_of_later_steps(self, step: int) -> None:
-        later = [path for s, path in self._dir.list() if s > step]
-        if later:
-            _log.warning(
-                "training begins at step %d, but there are checkpoints of later steps, up to %s. "
-                "The next run with restore=True will resume from there: move them away if that is "
-                "not what you want",
-                step,
-                later[-1],
-            )
 
     def before_run(self, run_context: Any) -> Any:
         """Asks for the global step, and for what is monitored, along with the user's fetches."""
@@ -261,14 +244,12 @@ class H5CheckpointHook(tf.train.SessionRunHook):
           CheckpointError: an earlier save failed (with ``on_error="raise"``).
         """
         session = run_context.session
-        if self._budget is not None and self._step_began is not None:
-            self._budget.step_taken(time.monotonic() - self._step_began, self._was_busy)
+        self._cost.step_ends()
         if self._saver.has_news:
             self._collect(session)
         results = run_values.results
         self._after_step(session, *([results] if self._monitor_tensor is None else results))
-        if self._budget is not None:
-            self._step_began, self._was_busy = time.monotonic(), self._saver.busy
+        self._cost.step_begins(self._saver.busy)
         if self._stop_requested or self._signals.stop:
             run_context.request_stop()
 
@@ -316,7 +297,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         for listener in self._listeners:
             listener.end(session, step)
         self._progress.close()
-        _log.info("%s", self._stalls)
+        _log.info("%s", self._cost)
         self._dir.close()
         self._signals.restore()
         self._saver.report(at_the_end=True)
@@ -340,34 +321,30 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._settle(session)
         for listener in self._listeners:
             listener.before_save(session, step)
-        unpaid = self._budget is not None and not self._budget.pays
-        start = time.monotonic()
+        paid = self._cost.paid
         tensors: Mapping[str, Any]
-        if self._background:
-            tensors, (value,) = self._state.snapshot(session, self._step_tensor)
-            step = int(value)
-        else:
-            tensors = self._state.lazy_snapshot(session)  # nothing else runs until it is written
-        metadata = self._metadata(session, step) if callable(self._metadata) else self._metadata
-        # Now: the user may change it while we write.
-        metadata_json = metadata_to_json(metadata)
+        with self._cost.stalling():
+            if self._background:
+                tensors, (value,) = self._state.snapshot(session, self._step_tensor)
+                step = int(value)
+            else:
+                tensors = self._state.lazy_snapshot(session)  # nothing else runs meanwhile
+            metadata = self._metadata(session, step) if callable(self._metadata) else self._metadata
+            # Now: the user may change it while we write.
+            metadata_json = metadata_to_json(metadata)
         self._timer.update(step)
-        stall = self._waited + time.monotonic() - start if self._background else None
-        self._saver.save(step, tensors, tf.VERSION, metadata_json, self._monitored, stall)
+        stall = self._cost.stall if self._background else None
+        with self._cost.stalling():
+            self._saver.save(step, tensors, tf.VERSION, metadata_json, self._monitored, stall)
         del tensors  # or their memory would be held until the next step
         if not self._saver.busy:
             self._settle(session)
-        stall = self._waited + time.monotonic() - start
-        self._waited = 0.0
-        self._stalls.add(stall)
-        if self._budget is not None:
-            self._budget.saved(stall, unpaid)
+        self._cost.saved(paid)
 
     def _settle(self, session: Any) -> None:
         """Waits for the writer and tells the listeners."""
-        start = time.monotonic()
-        self._saver.wait()
-        self._waited += time.monotonic() - start
+        with self._cost.stalling():
+            self._saver.wait()
         step = self._saver.newly_durable()
         if step is not None:
             self._progress.saved(step)

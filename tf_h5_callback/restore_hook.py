@@ -10,11 +10,11 @@ from typing import Any, Iterable, Optional, Tuple
 
 import tensorflow.compat.v1 as tf
 
-from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir, read_verified
+from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir
 from tf_h5_callback.checkpoint_file import PathLike
 from tf_h5_callback.graph_state import GraphState, VarList
 from tf_h5_callback.restore import EVERYTHING, Restore
-from tf_h5_callback.tensorflow_checkpoint import open_checkpoint
+from tf_h5_callback.tensorflow_checkpoint import read_checkpoint
 from tf_h5_callback.waiting import wait_for_checkpoint
 
 _log = logging.getLogger("tf_h5_callback")
@@ -105,12 +105,9 @@ class H5RestoreHook(tf.train.SessionRunHook):
         if newest is not None:
             path, tensors = newest
         else:
-            with open_checkpoint(self._path) as checkpoint:
-                path, tensors = checkpoint.path, read_verified(checkpoint, match)
+            path, tensors = read_checkpoint(self._path, match)
         if path == self._loaded:
             return  # a newer one was damaged
-        self._state.assign(session, tensors)
-        if self._restore.run_local_init:
-            session.run([v.initializer for v in tf.local_variables()])
+        self._state.assign(session, tensors, self._restore.run_local_init)
         self._loaded = path
         _log.info("restored %s", path)

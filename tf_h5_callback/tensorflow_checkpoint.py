@@ -8,10 +8,11 @@ from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Tuple, Unio
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from tf_h5_callback.checkpoint_dir import list_checkpoints, load_checkpoint
+from tf_h5_callback.checkpoint_dir import Match, Tensors, read_verified
 from tf_h5_callback.checkpoint_file import PathLike
 from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointCorruptError, CheckpointNotFoundError
+from tf_h5_callback.reading import list_checkpoints, load_checkpoint
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # how tf.train.Checkpoint describes itself
 
@@ -81,17 +82,7 @@ class TensorFlowCheckpoint(Mapping[str, np.ndarray]):
         return {name: self[name] for name in (self if names is None else names)}
 
 
-def open_checkpoint(path: PathLike) -> Union[Checkpoint, TensorFlowCheckpoint]:
-    """Opens a checkpoint of ours or of ``tf.train.Saver``.
-
-    Args:
-      path: a file of ours; a folder, for its newest intact checkpoint; or the prefix or folder of
-        checkpoints of ``tf.train.Saver``.
-
-    Raises:
-      CheckpointNotFoundError: there is neither.
-      CheckpointCorruptError: it is damaged.
-    """
+def _open(path: PathLike) -> Union[Checkpoint, TensorFlowCheckpoint]:
     path = os.fspath(path)
     if os.path.isdir(path):
         prefix = tf.train.latest_checkpoint(path)
@@ -100,3 +91,22 @@ def open_checkpoint(path: PathLike) -> Union[Checkpoint, TensorFlowCheckpoint]:
     elif not os.path.exists(path) and tf.train.checkpoint_exists(path):
         return TensorFlowCheckpoint(path)
     return load_checkpoint(path)
+
+
+def read_checkpoint(path: PathLike, match: Match) -> Tuple[str, Tensors]:
+    """Reads a checkpoint of ours or of ``tf.train.Saver``, verified.
+
+    Args:
+      path: a file of ours; a folder, for its newest intact checkpoint; or the prefix or folder of
+        checkpoints of ``tf.train.Saver``.
+      match: see `read_verified`.
+
+    Returns:
+      The path of what was read, and its tensors.
+
+    Raises:
+      CheckpointNotFoundError: there is neither.
+      CheckpointCorruptError: it is damaged.
+    """
+    with _open(path) as checkpoint:
+        return checkpoint.path, read_verified(checkpoint, match)

@@ -51,7 +51,7 @@ def budget(folder, rounds, max_overhead=0.1):
 
                 def window(active):
                     measured.active = active
-                    hook._step_began = None  # the pause is not training
+                    hook._cost._step_began = None  # the pause is not training
                     for i in range(steps):
                         if slow and active and i == steps // 2:
                             block_output.write_at = write_slowly
