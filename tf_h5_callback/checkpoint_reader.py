@@ -263,7 +263,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
             strings = np.empty(extent.shape, object)
             strings.reshape(-1)[:] = self._strings[extent.name]
             return strings
-        values = _aligned_empty(extent.shape, extent.dtype)
+        values = aligned_empty(extent.shape, extent.dtype)
         data = values.reshape(-1).view(np.uint8)
         if extent.offset is not None:
             actual = self._read_block(data, extent.offset)
@@ -335,7 +335,7 @@ def _object(value: Any) -> Dict[str, Any]:
     return value
 
 
-def _aligned_empty(shape: Tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned_empty(shape: Tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array that starts at a multiple of 64 bytes."""
     size = file_layout.count(shape) * dtype.itemsize
     buffer = np.empty(size + _ALIGNMENT, np.uint8)

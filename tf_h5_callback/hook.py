@@ -95,8 +95,9 @@ class H5CheckpointHook(tf.train.SessionRunHook):
       listeners: ``tf.train.CheckpointSaverListener`` instances. ``after_save`` is called in the
         training thread once the file is durable: with ``background=True`` that is at a later step
         or at the end, but always before the ``before_save`` of the next save.
-      background: write in a thread, from a copy of the state; False: in the training thread, which
-        copies 64 MB at a time (or one tensor, if it is larger).
+      background: write in a thread, from a copy of the state, whose memory is kept until the end;
+        False: in the training thread, which copies 64 MB at a time (or one tensor, if it is
+        larger).
       on_error: what to do when a save fails. ``"raise"``: raise at the next step; ``"warn"``: log
         a warning and go on, but raise at the end if the last save failed.
       progress: True shows a tqdm bar of global steps with the last checkpoint; or a tqdm bar of
@@ -289,6 +290,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             self._end(session)
 
     def _end(self, session: Any) -> None:
+        assert self._state is not None
         step = int(session.run(self._step_tensor))
         self._progress.advance(step)
         if step != self._saver.saved_step:
@@ -297,6 +299,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         for listener in self._listeners:
             listener.end(session, step)
         self._progress.close()
+        self._state.forget_session()
         _log.info("%s", self._cost)
         self._dir.close()
         self._signals.restore()

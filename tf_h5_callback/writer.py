@@ -36,8 +36,19 @@ class BackgroundWriter:
         if not self._background:
             self._run(job)
             return
-        self._thread = threading.Thread(target=self._run, args=(job,), name="tf_h5_callback-writer")
-        self._thread.start()
+        # start() waits until the thread runs, which then keeps the GIL while it runs Python. So it
+        # stops at once, and goes on when the training thread gives the GIL away by itself.
+        go_on = threading.Lock()
+        with go_on:
+            self._thread = threading.Thread(
+                target=self._run_after, args=(go_on, job), name="tf_h5_callback-writer"
+            )
+            self._thread.start()
+
+    def _run_after(self, go_on: threading.Lock, job: Job) -> None:
+        with go_on:
+            pass
+        self._run(job)
 
     def _run(self, job: Job) -> None:
         try:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 from measure import Figure, in_turn, memory
 
@@ -34,8 +35,9 @@ def _peak(folder, how):
 
 def peak(folder, rounds):
     def run(how):
-        command = [sys.executable, "-W", "ignore", os.path.abspath(__file__), folder, how]
-        return json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL)) / MB
+        with tempfile.TemporaryDirectory(dir=folder) as new:  # a new run, which restores nothing
+            command = [sys.executable, "-W", "ignore", os.path.abspath(__file__), new, how]
+            return json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL)) / MB
 
     hows = ("no saving", "background", "foreground")
     taken = in_turn({how: lambda how=how: run(how) for how in hows}, rounds)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from measure import in_turn, ratio, seconds
+from measure import have_memory, in_turn, ratio, seconds
 
 
 def _restore(folder, kind, side):
@@ -31,6 +31,7 @@ def _restore(folder, kind, side):
             with open(name, "rb") as f:
                 while f.read(1 << 24):
                     pass
+        have_memory(3 << 29)
         if side == "ours":
             return seconds(lambda: hook.after_create_session(session, None))
         return seconds(lambda: saver.restore(session, prefix))
