@@ -47,7 +47,7 @@ from typing import Any, Callable, Dict, FrozenSet, Iterator, List, NamedTuple, O
 import numpy as np
 
 from tf_h5_callback import checkpoint_file, checkpoint_saver
-from tf_h5_callback.checkpoint_dir import CheckpointDir
+from tf_h5_callback.checkpoint_dir import CheckpointDir, read_verified
 from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointError
 from tf_h5_callback.retention import Retention
@@ -175,7 +175,7 @@ def train_with_numpy(workload: Workload, folder: str, note: Note) -> None:
         note("saved", step)
 
     if workload.restore is None:
-        newest = files.read_newest_intact(move_damaged=True)
+        newest = files.read_newest_intact(read_verified, move_damaged=True)
         read = newest and newest[1]
     else:
         read = read_all(files.path_for(workload.restore))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tf_h5_callback as h5
-from tf_h5_callback import block_output
+from tf_h5_callback import block_output, checkpoint_reader
 from tf_h5_callback._compat import extension_dtype
 from tf_h5_callback.checkpoint_file import (
     ATTRIBUTES,
@@ -288,6 +288,18 @@ def test_each_damaged_tensor_is_noticed(path, damage):
                 with pytest.raises(h5.CheckpointCorruptError, match=re.escape(message)):
                     read()
             assert checkpoint["global_step:0" if name != "global_step:0" else "tiny:0"] is not None
+
+
+def test_large_tensors_are_verified_in_pieces(path, damage, monkeypatch):
+    monkeypatch.setattr(checkpoint_reader, "_COMPARED_SIZE", 1000)
+    tensors = {"a": np.arange(2500, dtype="f4"), "b": np.arange(1001, dtype="u1")}
+    write_checkpoint(path, tensors)
+    with h5.load_checkpoint(path) as checkpoint:
+        checkpoint.verify()
+    damage(path, "a")
+    with h5.load_checkpoint(path) as checkpoint:
+        with pytest.raises(h5.CheckpointCorruptError, match="is damaged: 'a': its checksum"):
+            checkpoint.verify()
 
 
 def test_damaged_metadata_is_noticed(path):

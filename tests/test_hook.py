@@ -403,6 +403,44 @@ def test_in_the_foreground_the_state_is_not_copied_whole(folder, monkeypatch):
                 assert (checkpoint[name] == n).all(), name
 
 
+def test_in_the_foreground_the_state_is_not_read_whole(folder, monkeypatch, use_resource):
+    """It is verified as a whole, and then read and assigned in groups."""
+    from tf_h5_callback import graph_state, snapshot
+
+    monkeypatch.setattr(snapshot, "_GROUP_SIZE", 4000)
+    events = []
+
+    def noted(read):
+        def noting(*args):
+            result = read(*args)
+            events.append("verified" if result is None else sum(v.nbytes for v in result.values()))
+            return result
+
+        return noting
+
+    monkeypatch.setattr(graph_state, "read_verified", noted(graph_state.read_verified))
+    monkeypatch.setattr(h5.Checkpoint, "verify", noted(h5.Checkpoint.verify))
+    for last_step in (3, 5):
+        with tf.Graph().as_default(), tf.variable_scope("", use_resource=use_resource):
+            step = tf.train.get_or_create_global_step()
+            sizes = [1000, 10, 500, 490, 2000, 1]
+            zeros = tf.zeros_initializer()
+            variables = [
+                tf.get_variable("v{}".format(i), [n], initializer=zeros)
+                for i, n in enumerate(sizes)
+            ]
+            changes = [v.assign_add(tf.ones_like(v), read_value=False) for v in variables]
+            with tf.control_dependencies(changes):
+                train_op = step.assign_add(1, read_value=False)
+            events.clear()
+            hook = h5.H5CheckpointHook(folder, save_steps=9, background=False)
+            train([hook], last_step, train_op)
+    assert events[0] == "verified" and max(events[1:]) == 8000 and sum(events[1:]) == 16012
+    with h5.load_checkpoint(folder) as checkpoint:
+        assert checkpoint.step == 5
+        assert all((checkpoint[name] == 5).all() for name in checkpoint)
+
+
 def test_wrong_monitors(folder):
     counting_graph()
     with pytest.raises(ValueError, match="mode is \"best\"|mode is 'best'"):
@@ -475,10 +513,10 @@ def test_a_missing_path_is_an_error(folder):
         train([h5.H5CheckpointHook(folder, save_steps=2, restore="nowhere.h5")], 6)
 
 
-def test_a_damaged_newest_file_loses_against_an_older_one(folder, damage, caplog):
+def test_a_damaged_newest_file_loses_against_an_older_one(folder, background, damage, caplog):
     train([h5.H5CheckpointHook(folder, save_steps=2)], 6)
     damage(os.path.join(folder, "model.ckpt-6.h5"), "net w:0")
-    resume([h5.H5CheckpointHook(folder, save_steps=10)], 8)
+    resume([h5.H5CheckpointHook(folder, save_steps=10, background=background)], 8)
     assert "model.ckpt-6.h5 is damaged: 'net/w:0': its checksum is wrong" in caplog.text
     assert h5.load_variable(folder, "net/w:0").tolist() == [8] * 4
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, TypeVar
 
 import numpy as np
 
@@ -25,20 +25,15 @@ _log = logging.getLogger("tf_h5_callback")
 DEFAULT_BASENAME = "model.ckpt"
 
 Tensors = Dict[str, np.ndarray]
-Match = Callable[[Any], Mapping[str, str]]
+T = TypeVar("T")
 
 
-def _all_names(checkpoint: Any) -> Mapping[str, str]:
-    return {name: name for name in checkpoint}
-
-
-def read_verified(checkpoint: Any, match: Match = _all_names) -> Tensors:
+def read_verified(checkpoint: Any, names: Optional[Mapping[str, str]] = None) -> Tensors:
     """Reads and verifies a checkpoint.
 
     Args:
       checkpoint: an open one, or what has its interface.
-      match: called with the checkpoint before its tensors are read, says which are wanted, and
-        under which name: ``{new name: name in the file}``. What it raises is raised.
+      names: what is wanted, and under which name: ``{new name: name in the file}``; None: all.
 
     Returns:
       ``{new name: ndarray}``, no array twice.
@@ -46,7 +41,8 @@ def read_verified(checkpoint: Any, match: Match = _all_names) -> Tensors:
     Raises:
       CheckpointCorruptError: a tensor is damaged.
     """
-    names = match(checkpoint)
+    if names is None:
+        return checkpoint.read_all()
     values = checkpoint.read_all(names.values())
     used: Set[str] = set()
     tensors = {}
@@ -128,19 +124,20 @@ class CheckpointDir:
         return sorted((int(m.group(1)), os.path.join(self.path, m.group())) for m in matches)
 
     def read_newest_intact(
-        self, match: Match = _all_names, move_damaged: bool = False
-    ) -> Optional[Tuple[str, Tensors]]:
-        """Reads, whole and verified, the newest checkpoint that is not damaged.
+        self, read: Callable[[Checkpoint], T], move_damaged: bool = False
+    ) -> Optional[Tuple[str, T]]:
+        """Reads the newest checkpoint that is not damaged.
 
         A damaged one is passed over with a warning that names the file and the reason.
 
         Args:
-          match: see `read_verified`.
+          read: called with one open checkpoint after the other until it does not raise
+            CheckpointCorruptError; should verify it. What else it raises is raised.
           move_damaged: rename the damaged ones that were passed over to ``<name>.damaged``, so that
             they neither count nor are overwritten. Only if an intact one is found.
 
         Returns:
-          Its path and its tensors, or None where there are no checkpoints at all.
+          The path, and what ``read`` returned, or None where there are no checkpoints at all.
 
         Raises:
           CheckpointCorruptError: there are checkpoints, but none is intact; lists them all.
@@ -149,7 +146,7 @@ class CheckpointDir:
         for _, path in reversed(self.list()):
             try:
                 with Checkpoint(path) as checkpoint:
-                    newest = path, read_verified(checkpoint, match)
+                    newest = path, read(checkpoint)
             except CheckpointCorruptError as error:
                 _log.warning("%s; trying the one before it", error)
                 damaged[path] = error

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from tf_h5_callback import matching
+from tf_h5_callback.checkpoint_dir import read_verified
 from tf_h5_callback.checkpoint_file import PathLike, write_checkpoint
 from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointMismatchError
@@ -24,7 +25,7 @@ from tf_h5_callback.setters import (
     select,
     variable_setter,
 )
-from tf_h5_callback.snapshot import Copies, LazySnapshot, Snapshots, assemble, fetches
+from tf_h5_callback.snapshot import Copies, LazySnapshot, Snapshots, assemble, fetches, in_groups
 
 # What TensorFlow raises for the state of another iterator. Not all of its errors: some tell that
 # the connection is lost.
@@ -151,16 +152,48 @@ class GraphState:
         """What of a checkpoint belongs where in the graph; see `matching.match`."""
         return matching.match(self._items, checkpoint, restore, ignore_extra)
 
-    def assign(
-        self, session: Any, tensors: Mapping[str, np.ndarray], run_local_init: bool = False
+    def restore(
+        self,
+        session: Any,
+        checkpoint: Any,
+        restore: Restore = EVERYTHING,
+        *,
+        ignore_extra: bool = False,
+        at_once: bool = True,
     ) -> None:
+        """Compares a checkpoint with the graph, verifies it, and only then assigns it.
+
+        Args:
+          session: the session.
+          checkpoint: an open one.
+          restore: what goes where.
+          ignore_extra: tensors of the file that the graph does not have are no difference.
+          at_once: read the file once, and have it in memory as a whole; False: read it twice, to
+            verify it and to assign one part after the other.
+
+        Raises:
+          CheckpointCorruptError: it is damaged.
+          CheckpointMismatchError: it does not fit, or see `assign`.
+        """
+        names = self.match(checkpoint, restore, ignore_extra)
+        if at_once:
+            self.assign(session, read_verified(checkpoint, names))
+        else:
+            checkpoint.verify()
+            changing, groups = in_groups(self._items[name] for name in names)
+            for group in filter(None, [changing, *groups]):
+                wanted = {item.name: names[item.name] for item in group}
+                self.assign(session, read_verified(checkpoint, wanted))
+        if restore.run_local_init:
+            session.run([v.initializer for v in tf.local_variables()])
+
+    def assign(self, session: Any, tensors: Mapping[str, np.ndarray]) -> None:
         """Assigns tensors that passed `match`, with one ``session.run``, after iterators.
 
         Args:
           session: the session.
           tensors: name in the graph -> array. TensorFlow may adopt it as the buffer of a variable:
             do not write to it again, and give no array twice.
-          run_local_init: initialise the local variables again afterwards.
 
         Raises:
           CheckpointMismatchError: TensorFlow refuses the state of an iterator. Nothing else was
@@ -172,8 +205,6 @@ class GraphState:
             if name in rest:
                 self._assign_iterator(session, name, rest.pop(name))
         _assign(session, self._setters, rest)
-        if run_local_init:
-            session.run([v.initializer for v in tf.local_variables()])
 
     def _assign_iterator(self, session: Any, name: str, state: np.ndarray) -> None:
         try:

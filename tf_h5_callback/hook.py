@@ -33,7 +33,7 @@ from tf_h5_callback.progress import Progress
 from tf_h5_callback.restore import Restore
 from tf_h5_callback.retention import Retention
 from tf_h5_callback.signals import SignalRequest
-from tf_h5_callback.tensorflow_checkpoint import read_checkpoint
+from tf_h5_callback.tensorflow_checkpoint import open_checkpoint
 from tf_h5_callback.timer import SaveTimer
 
 _log = logging.getLogger("tf_h5_callback")
@@ -96,8 +96,8 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         training thread once the file is durable: with ``background=True`` that is at a later step
         or at the end, but always before the ``before_save`` of the next save.
       background: write in a thread, from a copy of the state, whose memory is kept until the end;
-        False: in the training thread, which copies 64 MB at a time (or one tensor, if it is
-        larger).
+        False: in the training thread, 64 MB at a time (or one tensor, if it is larger), for state
+        that does not fit into memory a second time; restored likewise.
       on_error: what to do when a save fails. ``"raise"``: raise at the next step; ``"warn"``: log
         a warning and go on, but raise at the end if the last save failed.
       progress: True shows a tqdm bar of global steps with the last checkpoint; or a tqdm bar of
@@ -222,15 +222,18 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             restore = Restore(run_local_init=restore.run_local_init if restore else False)
         if restore is None:
             return None
-        match = functools.partial(self._state.match, restore=restore)
+        into_graph = functools.partial(
+            self._state.restore, session, restore=restore, at_once=self._background
+        )
         if path is None:
-            newest = self._dir.read_newest_intact(match, move_damaged=True)
+            newest = self._dir.read_newest_intact(into_graph, move_damaged=True)
             if newest is None:
                 return None
-            path, tensors = newest
+            path, _ = newest
         else:
-            path, tensors = read_checkpoint(path, match)
-        self._state.assign(session, tensors, restore.run_local_init)
+            with open_checkpoint(path) as checkpoint:
+                path = checkpoint.path
+                into_graph(checkpoint)
         _log.info("resumed from %s", path)
         return path
 

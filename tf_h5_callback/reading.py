@@ -46,7 +46,9 @@ def latest_checkpoint(
     Raises:
       CheckpointCorruptError: there are checkpoints, but none is intact.
     """
-    newest = CheckpointDir(checkpoint_dir, checkpoint_basename).read_newest_intact()
+    newest = CheckpointDir(checkpoint_dir, checkpoint_basename).read_newest_intact(
+        Checkpoint.verify
+    )
     return None if newest is None else newest[0]
 
 

@@ -14,7 +14,7 @@ from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME, CheckpointDir
 from tf_h5_callback.checkpoint_file import PathLike
 from tf_h5_callback.graph_state import GraphState, VarList
 from tf_h5_callback.restore import EVERYTHING, Restore
-from tf_h5_callback.tensorflow_checkpoint import read_checkpoint
+from tf_h5_callback.tensorflow_checkpoint import open_checkpoint
 from tf_h5_callback.waiting import wait_for_checkpoint
 
 _log = logging.getLogger("tf_h5_callback")
@@ -97,17 +97,18 @@ class H5RestoreHook(tf.train.SessionRunHook):
             self._load(run_context.session)
 
     def _load(self, session: Any) -> None:
-        assert self._state is not None
-        match = functools.partial(self._state.match, restore=self._restore, ignore_extra=True)
         self._looked_at = time.monotonic()
         self._newest = next(reversed(self._dir.list()), None)
-        newest = self._dir.read_newest_intact(match)
-        if newest is not None:
-            path, tensors = newest
-        else:
-            path, tensors = read_checkpoint(self._path, match)
-        if path == self._loaded:
-            return  # a newer one was damaged
-        self._state.assign(session, tensors, self._restore.run_local_init)
-        self._loaded = path
-        _log.info("restored %s", path)
+        read = functools.partial(self._read, session)
+        newest = self._dir.read_newest_intact(read)
+        if newest is None:
+            with open_checkpoint(self._path) as checkpoint:
+                read(checkpoint)
+
+    def _read(self, session: Any, checkpoint: Any) -> None:
+        assert self._state is not None
+        if checkpoint.path == self._loaded:
+            return  # a newer one is damaged
+        self._state.restore(session, checkpoint, self._restore, ignore_extra=True)
+        self._loaded = checkpoint.path
+        _log.info("restored %s", checkpoint.path)

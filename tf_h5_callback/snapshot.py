@@ -23,7 +23,7 @@ from tf_h5_callback.checkpoint_reader import aligned_empty
 from tf_h5_callback.setters import Item, Part, nodes_of
 
 _LARGE = 1 << 20  # bytes
-_GROUP_SIZE = 64 << 20  # bytes that a lazy snapshot fetches at once, unless one tensor has more
+_GROUP_SIZE = 64 << 20  # bytes
 # Those that can be copied into an array, and those that can be joined on all devices.
 _COPIED_DTYPES = (
     *(tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.complex64, tf.complex128, tf.bool),
@@ -58,6 +58,24 @@ def _assemble_one(item: Item, values: Iterable[Any]) -> np.ndarray:
     # Quantised integers come as plain ones, which would have another name in the file.
     as_numpy_dtype = _QUANTISED.get(item.dtype)
     return tensor if as_numpy_dtype is None else tensor.view(as_numpy_dtype)
+
+
+def in_groups(items: Iterable[Item]) -> Tuple[List[Item], List[List[Item]]]:
+    """Those whose size may change (tables, iterators); the others, in groups of 64 MB or of one."""
+    changing: List[Item] = []
+    groups: List[List[Item]] = []
+    room = 0
+    for item in items:
+        if item.dtype == tf.string or not item.shape.is_fully_defined():
+            changing.append(item)
+            continue
+        size = item.shape.num_elements() * item.dtype.size
+        if size > room:
+            groups.append([])
+            room = _GROUP_SIZE
+        groups[-1].append(item)
+        room -= size
+    return changing, groups
 
 
 class _Copy(NamedTuple):
@@ -231,25 +249,12 @@ class LazySnapshot(Mapping[str, np.ndarray]):
         self._session = session
         self._large = copies.large
         self._names = [item.name for item in items]
-        self._groups: Dict[str, List[Item]] = {}
         self._current: Dict[str, np.ndarray] = {}
         self._buffer = np.empty(0, np.uint8)  # for one large variable
-        changing: List[Item] = []
-        group: List[Item] = []
-        room = 0
-        for item in items:
-            if item.dtype == tf.string or not item.shape.is_fully_defined():
-                changing.append(item)
-                continue
-            if any(id(variable) in self._large for variable in fetches([item])):
-                self._groups[item.name] = [item]
-                continue
-            size = item.shape.num_elements() * item.dtype.size
-            if size > room:
-                group, room = [], _GROUP_SIZE
-            group.append(item)
-            room -= size
-            self._groups[item.name] = group
+        alone = [i for i in items if any(id(variable) in self._large for variable in fetches([i]))]
+        changing, groups = in_groups(item for item in items if item not in alone)
+        groups += [[item] for item in alone]
+        self._groups = {item.name: group for group in groups for item in group}
         self._changing = self._copy(changing)
 
     def _copy(self, items: Sequence[Item]) -> Dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Tuple, Unio
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from tf_h5_callback.checkpoint_dir import Match, Tensors, read_verified
 from tf_h5_callback.checkpoint_file import PathLike
 from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointCorruptError, CheckpointNotFoundError
@@ -77,12 +76,27 @@ class TensorFlowCheckpoint(Mapping[str, np.ndarray]):
         """The name of a tensor's dtype."""
         return self._dtypes[name].name
 
+    def verify(self) -> None:
+        """Reads everything; TensorFlow compares its checksums meanwhile."""
+        for name in self:
+            self[name]
+
     def read_all(self, names: Optional[Iterable[str]] = None) -> Dict[str, np.ndarray]:
         """Reads tensors, all or those named."""
         return {name: self[name] for name in (self if names is None else names)}
 
 
-def _open(path: PathLike) -> Union[Checkpoint, TensorFlowCheckpoint]:
+def open_checkpoint(path: PathLike) -> Union[Checkpoint, TensorFlowCheckpoint]:
+    """Opens a checkpoint of ours or of ``tf.train.Saver``.
+
+    Args:
+      path: a file of ours; a folder, for its newest intact checkpoint; or the prefix or folder of
+        checkpoints of ``tf.train.Saver``.
+
+    Raises:
+      CheckpointNotFoundError: there is neither.
+      CheckpointCorruptError: it is damaged.
+    """
     path = os.fspath(path)
     if os.path.isdir(path):
         prefix = tf.train.latest_checkpoint(path)
@@ -91,22 +105,3 @@ def _open(path: PathLike) -> Union[Checkpoint, TensorFlowCheckpoint]:
     elif not os.path.exists(path) and tf.train.checkpoint_exists(path):
         return TensorFlowCheckpoint(path)
     return load_checkpoint(path)
-
-
-def read_checkpoint(path: PathLike, match: Match) -> Tuple[str, Tensors]:
-    """Reads a checkpoint of ours or of ``tf.train.Saver``, verified.
-
-    Args:
-      path: a file of ours; a folder, for its newest intact checkpoint; or the prefix or folder of
-        checkpoints of ``tf.train.Saver``.
-      match: see `read_verified`.
-
-    Returns:
-      The path of what was read, and its tensors.
-
-    Raises:
-      CheckpointNotFoundError: there is neither.
-      CheckpointCorruptError: it is damaged.
-    """
-    with _open(path) as checkpoint:
-        return checkpoint.path, read_verified(checkpoint, match)
