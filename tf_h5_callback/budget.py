@@ -119,7 +119,8 @@ class SavingCost:
 
     def step_begins(self, writing: bool) -> None:
         """From now on it is the user's time; a file is being written meanwhile, or not."""
-        self._step_began, self._writing = time.monotonic(), writing
+        if self._budget is not None:
+            self._step_began, self._writing = time.monotonic(), writing
 
     def step_ends(self) -> None:
         """And now it is ours."""

@@ -252,14 +252,17 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         if self._saver.has_news:
             self._collect(session)
         results = run_values.results
-        self._after_step(session, *([results] if self._monitor_tensor is None else results))
+        if self._monitor_tensor is None:
+            self._after_step(session, results)
+        else:
+            self._after_step(session, *results)
         self._cost.step_begins(self._saver.busy)
         if self._stop_requested or self._signals.stop:
             run_context.request_stop()
 
     def _after_step(self, session: Any, fetched: Any, monitored: Any = None) -> None:
         # This may be the step before the run's own increment or after it. Read it again only where
-        # the increment makes a difference.
+        # a save is due after one more.
         fetched = int(fetched)
         if self._seen_step is not None:
             self._increment = max(self._increment, fetched - self._seen_step)
@@ -267,11 +270,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._progress.advance(fetched)
         if monitored is not None:
             self._monitored = Monitored(self._monitor_tensor.name, self._mode, float(monitored))
-        if not (
-            self._signals.save
-            or self._timer.is_due(fetched)
-            or self._timer.is_due(fetched + self._increment)
-        ):
+        if not (self._signals.save or self._timer.is_due(fetched + self._increment)):
             return
         step = int(session.run(self._step_tensor))
         signalled = self._signals.take()

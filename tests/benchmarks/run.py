@@ -22,7 +22,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HEAD = "| what | figure | median | range | reached |\n| --- | --- | --- | --- | --- |"
-MODULES = ["training", "files", "restoring", "memory", "more"]
+MODULES = ["training", "files", "restoring", "memory", "more", "frameworks"]
 
 
 def names():
@@ -100,9 +100,7 @@ def main():
         child(args.names[0], modules[args.names[0]], args.rounds)
         return 0
     figures, failed = [], []
-    print(
-        "| what | figure | median | range | reached |\n| --- | --- | --- | --- | --- |", flush=True
-    )
+    print(HEAD, flush=True)
     for name in args.names or modules:
         command = [sys.executable, "-W", "ignore", os.path.abspath(__file__), "--child", name]
         process = subprocess.run(

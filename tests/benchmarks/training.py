@@ -101,32 +101,46 @@ def added_time(folder, rounds, steps=100):
 
 
 def idle_step(folder, rounds, steps=100, windows=30):
-    """A step that only counts, with a hook that does nothing and with ours, which saves nothing."""
-    sessions = {}
-    for name in ("empty hook", "ours"):
-        with tf.Graph().as_default():
-            train_op = tf.train.get_or_create_global_step().assign_add(1)
-            hook = tf.train.SessionRunHook()
-            if name == "ours":
-                hook = h5.H5CheckpointHook(os.path.join(folder, name), save_steps=10**9)
-            sessions[name] = tf.train.MonitoredTrainingSession(hooks=[hook]), train_op
-    taken = {name: [] for name in sessions}
-    for _ in range(rounds + 1):
-        each = {name: [] for name in sessions}
-        for _ in range(windows):  # short ones in turn: the machine's speed drifts
-            for name, (session, train_op) in sessions.items():
-                start = time.perf_counter()
-                for _ in range(steps):
-                    session.run(train_op)
-                each[name].append((time.perf_counter() - start) / steps)
-        for name, values in each.items():
-            taken[name].append(statistics.median(values))
-    for session, _ in sessions.values():
-        session.close()
-    taken = {name: values[1:] for name, values in taken.items()}
-    values = [(a - b) * 1e6 for a, b in zip(taken["ours"], taken["empty hook"])]
-    claim = "a step on which nothing is saved, beyond an empty hook's"
-    return [Figure(claim, values, "us", ("at most", 20), taken)]
+    """Steps without a save: with a hook that does nothing, with one that fetches, and with ours."""
+    figures = []
+    for about, model in [
+        ("two layers of 16 with Adam", lambda: graphs.dense(layers=2, width=16)),
+        ("only a counter", lambda: tf.train.get_or_create_global_step().assign_add(1)),
+    ]:
+        sessions = {}
+        for name in ("empty hook", "fetches the step", "ours"):
+            with tf.Graph().as_default():
+                train_op = model()
+                hook = tf.train.SessionRunHook()
+                if name == "ours":
+                    hook = h5.H5CheckpointHook(os.path.join(folder, about), save_steps=10**9)
+                if name == "fetches the step":
+                    step = tf.train.get_global_step()
+                    hook.before_run = lambda _, step=step: tf.train.SessionRunArgs(step)
+                sessions[name] = tf.train.MonitoredTrainingSession(hooks=[hook]), train_op
+        taken = {name: [] for name in sessions}
+        for _ in range(rounds + 1):
+            each = {name: [] for name in sessions}
+            for _ in range(windows):  # short ones in turn: the machine's speed drifts
+                for name, (session, train_op) in sessions.items():
+                    start = time.perf_counter()
+                    for _ in range(steps):
+                        session.run(train_op)
+                    each[name].append((time.perf_counter() - start) / steps)
+            for name, values in each.items():
+                taken[name].append(statistics.median(values))
+        for session, _ in sessions.values():
+            session.close()
+        taken = {name: values[1:] for name, values in taken.items()}
+
+        def beyond(side, taken=taken):
+            return [(a - b) * 1e6 for a, b in zip(taken[side], taken["empty hook"])]
+
+        claim = "a step on which nothing is saved, beyond an empty hook's, {}".format(about)
+        figures.append(Figure(claim, beyond("ours"), "us", ("at most", 20), taken))
+        claim = "the same with a hook that only fetches the global step"
+        figures.append(Figure("{}, {}".format(claim, about), beyond("fetches the step"), "us"))
+    return figures
 
 
 def small_model(folder, rounds, steps=150):
