@@ -19,8 +19,9 @@ def frameworks(folder, rounds, layers=24, width=2048):
         [tf.keras.Input([width])]
         + [tf.keras.layers.Dense(width, use_bias=False) for _ in range(layers)]
     )
-    weights = {"w{}:0".format(i): v for i, v in enumerate(model.weights)}
-    checkpoint = tf.train.Checkpoint(**{k.split(":")[0]: v for k, v in weights.items()})
+    # Not those of Keras 3: tf.train.Checkpoint cannot save them in the background.
+    weights = {"w{}".format(i): tf.Variable(v.numpy()) for i, v in enumerate(model.weights)}
+    checkpoint = tf.train.Checkpoint(**weights)
     path = os.path.join(folder, "f")
     stalls = {}
 
