@@ -50,7 +50,7 @@ def test_public_names_exist_and_are_documented():
         if name in ("H5CheckpointHook", "H5RestoreHook") or name.endswith(
             ("setters", "_variables")
         ):
-            continue  # need TensorFlow; test_hook and test_graph_state use them
+            continue  # need TensorFlow; test_hook and test_bare_session use them
         assert inspect.getdoc(getattr(h5, name)), name
     assert set(h5.__all__) <= set(dir(h5))
 
@@ -72,7 +72,7 @@ def test_modules_import_downwards_only():
         "checkpoint_reader": 4, "writer": 4, "retention": 5,
         "checkpoint_dir": 6, "reading": 7, "checkpoint_saver": 7, "waiting": 7,
         "restore": 6, "setters": 6, "snapshot": 7, "matching": 7, "tensorflow_checkpoint": 8,
-        "graph_state": 8, "hook": 9, "restore_hook": 9, "cli": 9,
+        "graph_state": 8, "bare_session": 8, "hook": 9, "restore_hook": 9, "cli": 9,
     }  # fmt: skip
     folder = os.path.dirname(h5.__file__)
     for name, floor in floors.items():

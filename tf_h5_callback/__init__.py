@@ -27,7 +27,7 @@ from tf_h5_callback.restore import Restore, rnn_names_of_tensorflow_1_2
 from tf_h5_callback.waiting import checkpoints_iterator
 
 if TYPE_CHECKING:
-    from tf_h5_callback.graph_state import create_setters, restore_variables, save_variables
+    from tf_h5_callback.bare_session import create_setters, restore_variables, save_variables
     from tf_h5_callback.hook import H5CheckpointHook
     from tf_h5_callback.restore_hook import H5RestoreHook
 
@@ -58,9 +58,9 @@ __all__ = [
 _NEEDS_TENSORFLOW = {
     "H5CheckpointHook": "hook",
     "H5RestoreHook": "restore_hook",
-    "create_setters": "graph_state",
-    "restore_variables": "graph_state",
-    "save_variables": "graph_state",
+    "create_setters": "bare_session",
+    "restore_variables": "bare_session",
+    "save_variables": "bare_session",
 }
 
 

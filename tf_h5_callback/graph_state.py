@@ -9,8 +9,6 @@ import tensorflow.compat.v1 as tf
 
 from tf_h5_callback import matching
 from tf_h5_callback.checkpoint_dir import read_verified
-from tf_h5_callback.checkpoint_file import PathLike, write_checkpoint
-from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointMismatchError
 from tf_h5_callback.restore import EVERYTHING, Restore
 from tf_h5_callback.setters import (
@@ -18,6 +16,7 @@ from tf_h5_callback.setters import (
     Setter,
     Setters,
     VarList,
+    assign,
     has_setters,
     items_of,
     iterator_saveable,
@@ -25,7 +24,7 @@ from tf_h5_callback.setters import (
     select,
     variable_setter,
 )
-from tf_h5_callback.snapshot import Copies, LazySnapshot, Snapshots, assemble, fetches, in_groups
+from tf_h5_callback.snapshot import Copies, LazySnapshot, Snapshots, in_groups
 
 # What TensorFlow raises for the state of another iterator. Not all of its errors: some tell that
 # the connection is lost.
@@ -204,11 +203,11 @@ class GraphState:
         for name in self._iterators:
             if name in rest:
                 self._assign_iterator(session, name, rest.pop(name))
-        _assign(session, self._setters, rest)
+        assign(session, self._setters, rest)
 
     def _assign_iterator(self, session: Any, name: str, state: np.ndarray) -> None:
         try:
-            _assign(session, self._setters, {name: state})
+            assign(session, self._setters, {name: state})
         except _REFUSALS as error:
             raise CheckpointMismatchError(
                 "TensorFlow {} refuses the state of the iterator {}; nothing was restored. Such a "
@@ -235,99 +234,7 @@ def scalar_tensor(tensor: Any) -> Any:
     return tensor
 
 
-def create_setters(var_list: VarList = None) -> Setters:
-    """Creates, for each variable, a placeholder and the operation that assigns it.
-
-    The idea is that of the post this package grew from. Nodes are made at most once for a graph;
-    call this before the graph is finalised.
-
-    Args:
-      var_list: None for all global variables; or a list, a dict ``{name in file: variable}``, or a
-        callable ``variable -> bool``.
-
-    Returns:
-      ``{name: (assign_op, placeholder)}``. The name is the variable's (``"rnn/kernel:0"``), or the
-      key of the dict; the placeholder is named like the variable with ``_setter`` behind it
-      (``"rnn/kernel_setter"``) and has its dtype and shape. The parts of a partitioned variable
-      share one setter for the full tensor.
-
-    Raises:
-      ValueError: two variables would have one name.
-      TypeError: something in ``var_list`` is not a variable.
-      RuntimeError: the graph is finalised and does not have the setters yet.
-    """
-    graph = tf.get_default_graph()
-    variables, _ = select(graph, var_list)
-    return {
-        item.name: variable_setter(graph, item, members) for item, members in items_of(variables)
-    }
-
-
-def save_variables(
-    session: Any,
-    path: PathLike,
-    var_list: VarList = None,
-    metadata: Optional[Mapping[str, Any]] = None,
-) -> None:
-    """Saves the variables of a session to one file, atomically. Adds no nodes to the graph.
-
-    Args:
-      session: a ``tf.Session``.
-      path: the file; one that exists is replaced.
-      var_list: see `create_setters`.
-      metadata: anything JSON can hold, stored in the file. The versions of the format and of
-        TensorFlow and the global step, where the graph has one, are stored always.
-
-    Raises:
-      CheckpointError: the file could not be written.
-      ValueError, TypeError: see `create_setters`; TypeError also for metadata that is not JSON.
-    """
-    variables, _ = select(session.graph, var_list)
-    items = [item for item, _ in items_of(variables)]
-    step = tf.train.get_global_step(session.graph)
-    values, step_value = session.run((fetches(items), [] if step is None else step))
-    write_checkpoint(
-        path,
-        assemble(items, values),
-        global_step=None if step is None else int(step_value),
-        tensorflow_version=tf.VERSION,
-        metadata=metadata,
-    )
-
-
-def restore_variables(session: Any, path: PathLike, setters: Optional[Setters] = None) -> None:
-    """Restores the variables of a session from one file.
-
-    The file and the setters must name the same tensors; nothing is assigned otherwise.
-
-    Args:
-      session: a ``tf.Session``.
-      path: a file of `save_variables`, of `H5CheckpointHook`, or of the loop in the post.
-      setters: from `create_setters`; by default those of all global variables.
-
-    Raises:
-      CheckpointNotFoundError, CheckpointCorruptError: the file is missing or damaged.
-      CheckpointMismatchError: it does not fit; lists every name, shape and dtype that differs.
-    """
-    if setters is None:
-        with session.graph.as_default():
-            setters = create_setters()
-    items = {
-        name: Item(name, placeholder.dtype, placeholder.shape, [])
-        for name, (_, placeholder) in setters.items()
-    }
-    with Checkpoint(path) as checkpoint:
-        matching.match(items, checkpoint)
-        _assign(session, setters, checkpoint.read_all())
-
-
 def _cast(value: np.ndarray, dtype: Any) -> np.ndarray:
     if value.dtype == object or value.dtype == dtype.as_numpy_dtype:
         return value
     return value.astype(dtype.as_numpy_dtype)
-
-
-def _assign(session: Any, setters: Setters, tensors: Mapping[str, np.ndarray]) -> None:
-    # Variables of one saveable share an operation, which must run once.
-    ops = list(dict.fromkeys(setters[name][0] for name in tensors))
-    session.run(ops, {setters[name][1]: value for name, value in tensors.items()})

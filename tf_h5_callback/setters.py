@@ -185,3 +185,10 @@ def iterator_saveable(graph: Any, iterator: Any) -> Any:
             saveable = tf.data.experimental.make_saveable_from_iterator(iterator)
         cache[_key(iterator)] = iterator, saveable
     return cache[_key(iterator)][1]
+
+
+def assign(session: Any, setters: Setters, tensors: Mapping[str, Any]) -> None:
+    """Assigns ``{name: ndarray}``, with one ``session.run``."""
+    # Variables of one saveable share an operation, which must run once.
+    ops = list(dict.fromkeys(setters[name][0] for name in tensors))
+    session.run(ops, {setters[name][1]: value for name, value in tensors.items()})
