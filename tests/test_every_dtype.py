@@ -302,6 +302,10 @@ def test_a_variable_of_more_than_2_gigabytes(use_resource, path):
         clear = v.assign(-numbers, read_value=False)
         right = tf.reduce_all(tf.equal(v, numbers))
         setters = h5.create_setters([v])
+        from tf_h5_callback.graph_state import GraphState
+
+        state = GraphState([v])
+        state.add_copies()
         with tf.Session() as session:
             session.run(fill)
             h5.save_variables(session, path, [v])
@@ -309,4 +313,6 @@ def test_a_variable_of_more_than_2_gigabytes(use_resource, path):
             assert not session.run(right)
             h5.restore_variables(session, path, setters)
             assert session.run(right)
+            tensors, _ = state.snapshot(session)
+            assert np.array_equal(tensors["v:0"], np.arange(n, dtype=tensors["v:0"].dtype))
     assert os.path.getsize(path) > 2 << 30
