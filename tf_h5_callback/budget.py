@@ -42,6 +42,7 @@ class OverheadBudget:
         self._cost: Optional[float] = None  # mean seconds of a save
         self._cost_so_far: Optional[float] = None  # of the save whose file is being written
         self._unpaid = False  # that save
+        self._writing_steps = 0  # the last ones in a row
 
     @property
     def pays(self) -> bool:
@@ -57,7 +58,11 @@ class OverheadBudget:
           seconds: without what we do after the step ourselves.
           writing: whether a file was being written at its beginning.
         """
-        if not writing:
+        # What a save leaves behind in the system and in the caches makes the next step slower, too,
+        # unless that is much longer than the writing.
+        beside = writing or self._writing_steps > 1
+        self._writing_steps = self._writing_steps + 1 if writing else 0
+        if not beside:
             self._settle()
             mean = seconds if self._step is None else self._step
             self._step = mean + _NEWEST_STEP * (seconds - mean)
@@ -110,22 +115,26 @@ class SavingCost:
 
     def session_began(self) -> None:
         """Everything that was measured belongs to another session."""
-        self.stall = 0.0
+        self.stall = self._earlier_stall = 0.0
         self._began = time.monotonic()
         self._count = 0
         self._seconds = 0.0
         self._step_began: Optional[float] = None
-        self._writing = False  # then
+        self._step_ended: Optional[float] = None
+        self._writing = False  # when it began
 
     def step_begins(self, writing: bool) -> None:
         """From now on it is the user's time; a file is being written meanwhile, or not."""
         if self._budget is not None:
             self._step_began, self._writing = time.monotonic(), writing
+            self._step_ended = None
 
     def step_ends(self) -> None:
         """And now it is ours."""
         if self._budget is not None and self._step_began is not None:
-            self._budget.step_taken(time.monotonic() - self._step_began, self._writing)
+            self._step_ended = time.monotonic()
+            self._earlier_stall = self.stall
+            self._budget.step_taken(self._step_ended - self._step_began, self._writing)
 
     @contextlib.contextmanager
     def stalling(self) -> Iterator[None]:
@@ -146,7 +155,11 @@ class SavingCost:
         self._count += 1
         self._seconds += self.stall
         if self._budget is not None:
-            self._budget.saved(self.stall, unpaid=not paid)
+            stall = self.stall
+            if self._step_ended is not None:  # with all that we do beside waiting
+                stall = self._earlier_stall + time.monotonic() - self._step_ended
+                self._step_ended = None
+            self._budget.saved(stall, unpaid=not paid)
         self.stall = 0.0
 
     def __str__(self) -> str:

@@ -42,7 +42,9 @@ def budget(folder, rounds, max_overhead=0.1, pairs=8):
             where = os.path.join(folder, about)
             hook = h5.H5CheckpointHook(where, max_overhead=max_overhead, max_to_keep=2)
             measured = graphs.Measured(hook)
-            with tf.train.SingularMonitoredSession(hooks=[measured]) as session:
+            # As every script has one, which fetches the global step with each step.
+            stop = tf.train.StopAtStepHook(last_step=10**9)
+            with tf.train.SingularMonitoredSession(hooks=[measured, stop]) as session:
 
                 def window(active):
                     measured.active = active
