@@ -106,3 +106,17 @@ def test_a_session_of_another_process(everything_is_large):
             tensors, _ = state.snapshot(session)
             np.testing.assert_array_equal(tensors["v:0"], session.run(v))
             np.testing.assert_array_equal(state.lazy_snapshot(session)["v:0"], session.run(v))
+
+
+def test_nothing_first_and_one_variable_under_two_names(everything_is_large):
+    empty = tf.get_variable("empty", [0, 3])
+    v, change = variable("v")
+    state = GraphState({"empty": empty, "a": v, "b": v})
+    state.add_copies()
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        session.run(change)
+        for tensors in (state.snapshot(session)[0], state.lazy_snapshot(session)):
+            assert tensors["empty"].shape == (0, 3)
+            np.testing.assert_array_equal(tensors["a"], session.run(v))
+            np.testing.assert_array_equal(tensors["b"], session.run(v))

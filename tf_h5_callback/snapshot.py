@@ -70,7 +70,7 @@ def in_groups(items: Iterable[Item]) -> Tuple[List[Item], List[List[Item]]]:
             changing.append(item)
             continue
         size = item.shape.num_elements() * item.dtype.size
-        if size > room:
+        if size > room or not groups:
             groups.append([])
             room = _GROUP_SIZE
         groups[-1].append(item)
@@ -192,6 +192,8 @@ class Snapshots:
         used: List[_Copy] = []
         self._arrays: Dict[int, np.ndarray] = {}  # id of a variable -> its copy
         for variable in fetches(self._items):
+            if id(variable) in self._arrays:
+                continue  # under two names
             if id(variable) in large:
                 shape = tuple(variable.shape.as_list())
                 dtype = np.dtype(variable.dtype.as_numpy_dtype)
@@ -251,8 +253,12 @@ class LazySnapshot(Mapping[str, np.ndarray]):
         self._names = [item.name for item in items]
         self._current: Dict[str, np.ndarray] = {}
         self._buffer = np.empty(0, np.uint8)  # for one large variable
-        alone = [i for i in items if any(id(variable) in self._large for variable in fetches([i]))]
-        changing, groups = in_groups(item for item in items if item not in alone)
+        alone: List[Item] = []
+        rest: List[Item] = []
+        for item in items:
+            is_large = any(id(variable) in self._large for variable in fetches([item]))
+            (alone if is_large else rest).append(item)
+        changing, groups = in_groups(rest)
         groups += [[item] for item in alone]
         self._groups = {item.name: group for group in groups for item in group}
         self._changing = self._copy(changing)
