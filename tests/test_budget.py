@@ -14,22 +14,25 @@ class Run:
       step: seconds of a step, a function of the number of steps taken.
       stall, writing, slower: of a save: for how long training waits, for how long the file is
         written, by how much steps are slower meanwhile. Each is a function of the number of steps.
+      after: by how much they are slower for as long again after that.
     """
 
-    def __init__(self, budget, step=0.1, stall=0.05, writing=1.0, slower=0.2, save_steps=None):
-        self.budget, self.save_steps = budget, save_steps
+    def __init__(
+        self, budget, step=0.1, stall=0.05, writing=1.0, slower=0.2, after=0.0, save_steps=None
+    ):
+        self.budget, self.after, self.save_steps = budget, after, save_steps
         self.given = [
             v if callable(v) else lambda n, v=v: v for v in (step, stall, writing, slower)
         ]
         self.saves, self.useful, self.added = [], 0.0, 0.0
-        self.until, self.clock = 0.0, 0.0
+        self.until, self.over, self.clock = 0.0, 0.0, 0.0
 
     def train(self, steps):
         useful, added = self.useful, self.added
         for n in range(steps):
             seconds, stall, writing, slower = (f(n) for f in self.given)
             busy = self.clock < self.until
-            extra = seconds * slower if busy else 0.0
+            extra = seconds * (slower if busy else self.after if self.clock < self.over else 0.0)
             self.budget.step_taken(seconds + extra, busy)
             self.useful, self.added = self.useful + seconds, self.added + extra
             self.clock += seconds + extra
@@ -40,6 +43,7 @@ class Run:
                 self.added += stall
                 self.clock += stall
                 self.until = self.clock + writing
+                self.over = self.until + writing
         return (self.added - added) / (self.useful - useful)
 
 
@@ -53,6 +57,7 @@ class Run:
         {"step": 5.0, "writing": 0.3},
         {"step": lambda n: 0.05 + 0.1 * (n * 7 % 11) / 11},
         {"step": 0.001, "stall": 0.002, "writing": 0.004},
+        {"step": 0.002, "stall": 0.002, "writing": 0.012, "slower": 0.6, "after": 0.15},
     ],
     ids=str,
 )

@@ -42,12 +42,14 @@ class OverheadBudget:
         self._cost: Optional[float] = None  # mean seconds of a save
         self._cost_so_far: Optional[float] = None  # of the save whose file is being written
         self._unpaid = False  # that save
-        self._writing_steps = 0  # the last ones in a row
+        self._writing_steps = 0  # of that save
+        self._steps_after = 0  # since they are over
+        self._tail = 0  # how many of these may be slower, too
 
     @property
     def pays(self) -> bool:
         """Whether a save is paid for; the first one is when a step has been taken."""
-        if self._step is None or self._cost_so_far is not None:
+        if self._step is None or not self._steps_after:
             return False
         return self._account >= (self._cost or 0.0)
 
@@ -58,10 +60,12 @@ class OverheadBudget:
           seconds: without what we do after the step ourselves.
           writing: whether a file was being written at its beginning.
         """
-        # What a save leaves behind in the system and in the caches makes the next step slower, too,
-        # unless that is much longer than the writing.
-        beside = writing or self._writing_steps > 1
-        self._writing_steps = self._writing_steps + 1 if writing else 0
+        if writing:
+            self._writing_steps += 1
+        else:
+            self._steps_after += 1
+        # What a save leaves behind in the system and in the caches makes later steps slower, too.
+        beside = writing or self._steps_after <= min(self._tail, self._writing_steps)
         if not beside:
             self._settle()
             mean = seconds if self._step is None else self._step
@@ -82,6 +86,8 @@ class OverheadBudget:
           unpaid: the save came for another reason, before it was paid for. Nobody owes for that.
         """
         self._settle()
+        self._tail = self._steps_after // 2  # the others tell what a step takes
+        self._writing_steps = self._steps_after = 0
         self._cost_so_far, self._unpaid = 0.0, unpaid
         self._spend(stall)
 
