@@ -1,4 +1,5 @@
 import io
+import os
 import random
 import zlib
 
@@ -23,10 +24,18 @@ def specs(tensors):
     return tuple(DatasetSpec(name, t.shape, t.dtype) for name, t in tensors.items())
 
 
-def write_planned(path, tensors):
-    layout = planned_file.plan(specs(tensors))
+def write_planned(path, tensors, attributes=()):
+    """Returns the checksums."""
+    layout, told = planned_file.plan(specs(tensors)), {}
+
+    def describe(crcs):
+        told.update(crcs)
+        return dict(attributes)
+
     with open(path, "wb", buffering=0) as f:
-        return planned_file.write(f, layout, tensors.__getitem__)
+        size = planned_file.write(f, layout, layout.size, tensors.__getitem__, describe)
+        assert size == os.fstat(f.fileno()).st_size
+    return told
 
 
 def test_h5py_reads_a_planned_file(tmp_path):
@@ -58,19 +67,19 @@ def test_a_plan_holds_no_data():
     assert sum(map(len, layout.gaps)) < 10000
 
 
-def test_attributes_are_added_to_a_written_file(tmp_path):
+@pytest.mark.parametrize("elements", [1, 100000, 3 << 20])
+def test_attributes(elements, tmp_path):
+    """Those of a file of one block, of several, and such as take more than one themselves."""
     path = tmp_path / "f.h5"
-    layout = planned_file.plan(specs(TENSORS))
     attributes = {"text": "h\u00e9", "number": np.int64(7), "array": np.arange(100000)}
-    for _ in range(2):  # the plan is not changed by it
-        with open(path, "wb", buffering=0) as f:
-            planned_file.write(f, layout, TENSORS.__getitem__)
-            planned_file.write_attributes(f, layout, attributes)
+    tensors = {**TENSORS, "more": np.arange(elements, dtype="<f8")}
+    for n in (7, 8):  # the plan is not changed by it
+        write_planned(path, tensors, {**attributes, "number": np.int64(n)})
         with h5py.File(path, "r") as f:
             assert f.attrs["text"].decode("utf-8") == "h\u00e9"
-            assert f.attrs["number"] == 7
+            assert f.attrs["number"] == n
             np.testing.assert_array_equal(f.attrs["array"], np.arange(100000))
-            for name, value in TENSORS.items():
+            for name, value in tensors.items():
                 np.testing.assert_array_equal(f[name][()], value)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections import deque
-from typing import IO, Any, Deque, List, Optional
+from typing import IO, Any, Deque, List, Optional, Tuple
 
 import numpy as np
 
@@ -35,14 +35,14 @@ class BlockOutput:
 
     Args:
       file: an unbuffered binary file, empty.
-      size: how many bytes there will be.
+      size: how many bytes there will be, about.
     """
 
     def __init__(self, file: IO[bytes], size: int):
         self._file = file
-        self._direct = size > _BLOCK_SIZE and set_direct(file, True)
+        self._direct = set_direct(file, True)
         count = min(_IN_FLIGHT + 1, size // _BLOCK_SIZE + 1)
-        size = min(size, _BLOCK_SIZE)
+        size = min(_whole_pages(size + 1), _BLOCK_SIZE)
         buffer = np.empty(count * size + _PAGE, np.uint8)
         start = -buffer.ctypes.data % _PAGE
         self._blocks: List[memoryview] = [
@@ -51,6 +51,7 @@ class BlockOutput:
         self._fill = 0  # bytes of the first of them
         self._offset = 0  # where it goes
         self._in_flight: Deque[_Output] = deque()
+        self._replaced: List[Tuple[int, memoryview]] = []  # offset, new bytes, of earlier blocks
 
     def write(self, data: Any) -> int:
         """Appends bytes; returns their CRC-32."""
@@ -73,6 +74,16 @@ class BlockOutput:
                 np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(part, np.uint8))
                 crc = crc32(target, crc)
         return crc
+
+    def replace(self, offset: int, data: Any) -> None:
+        """Changes bytes that were written before."""
+        source = memoryview(data)
+        count = max(0, self._offset - offset)  # those of earlier blocks
+        if count:
+            self._replaced.append((offset, source[:count]))
+        start = max(0, offset - self._offset)
+        source = source[count:]
+        self._blocks[0][start : start + len(source)] = source
 
     def _put(self) -> None:
         """Sends the first block on its way and takes the next one."""
@@ -99,9 +110,19 @@ class BlockOutput:
             for output in self._in_flight:
                 output.finish()
         if kind is None:
-            if self._direct:
-                set_direct(self._file, False)  # the rest is no whole page
-            write_all(self._file, self._blocks[0][: self._fill], self._offset)
+            self._put_the_rest()
+
+    def _put_the_rest(self) -> None:
+        end = _whole_pages(self._fill) if self._direct else self._fill
+        self._blocks[0][self._fill : end] = bytes(end - self._fill)
+        output = _Output(self._file, self._blocks[0][:end], self._offset, self._direct)
+        output.run()
+        output.result()
+        self._file.truncate(self._offset + self._fill)
+        if self._direct:
+            set_direct(self._file, False)
+        for offset, data in self._replaced:
+            write_all(self._file, data, offset)
 
 
 class _Output(threading.Thread):
@@ -135,6 +156,10 @@ class _Output(threading.Thread):
         self.finish()
         if self._error is not None:
             raise self._error
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
 
 
 def write_all(file: IO[bytes], data: Any, offset: int) -> None:

@@ -100,17 +100,20 @@ def write_checkpoint(
     if monitored is not None:
         metrics["monitor"] = monitored._asdict()
     start = time.monotonic()
+
+    def attributes(crcs: Mapping[str, int]) -> Dict[str, Any]:
+        metrics.update(write_seconds=time.monotonic() - start, bytes=layout.size)
+        given["metrics"] = json.dumps({k: v for k, v in metrics.items() if v is not None})
+        return _attributes(given, encoded, crcs)
+
     try:
         encoded = _encode(tensors)
         layout = planned_file.plan(tuple(encoded.specs.values()))
         size = layout.size + len(given["metadata"]) + 4 * len(encoded.specs) + _ATTRIBUTES_SIZE
         with atomic_write(path, size) as f:
-            crcs = planned_file.write(f, layout, lambda key: _stored(tensors, encoded, key))
-            metrics.update(write_seconds=time.monotonic() - start, bytes=layout.size)
-            given["metrics"] = json.dumps({k: v for k, v in metrics.items() if v is not None})
-            attributes = _attributes(given, encoded, crcs)
-            size = planned_file.write_attributes(f, layout, attributes)
-        return size
+            return planned_file.write(
+                f, layout, size, lambda key: _stored(tensors, encoded, key), attributes
+            )
     except (*H5PY_ERRORS, TypeError) as error:
         raise CheckpointError("cannot save checkpoint {}: {}".format(path, error)) from error
 

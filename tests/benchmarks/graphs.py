@@ -10,9 +10,9 @@ tf.disable_v2_behavior()
 WIDTH = 2048
 
 
-def dense(layers=8, width=WIDTH, use_resource=False):
+def dense(layers=8, width=WIDTH, use_resource=False, batch=16):
     """Dense layers with Adam: three times ``4 * layers * width ** 2`` bytes; 8 of 2048: 403 MB."""
-    x = tf.constant(np.random.RandomState(0).rand(16, width).astype("f4"))
+    x = tf.constant(np.random.RandomState(0).rand(batch, width).astype("f4"))
     with tf.variable_scope("net", use_resource=use_resource):
         for i in range(layers):
             w = tf.get_variable("w{}".format(i), [width, width])
