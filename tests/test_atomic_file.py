@@ -139,11 +139,12 @@ def test_write_sync_rename_sync_and_only_then_delete(tmp_path):
 
 @needs_strace
 @pytest.mark.parametrize(
-    "call, error",
-    [(call, "EIO") for call in ("pwrite64", "fsync", "rename", "ftruncate")]
-    + [("pwrite64", "ENOSPC"), ("pwrite64", "EDQUOT"), ("fsync", "EDQUOT")],
+    "call, error, elements",
+    [(call, "EIO", 50000) for call in ("pwrite64", "fsync", "rename")]
+    + [("pwrite64", "ENOSPC", 50000), ("pwrite64", "EDQUOT", 50000), ("fsync", "EDQUOT", 50000)]
+    + [("pwrite64", "EIO", 3 << 20), ("pwrite64", "ENOSPC", 3 << 20)],  # direct output
 )
-def test_an_error_of_any_call_of_a_save(tmp_path, call, error):
+def test_an_error_of_any_call_of_a_save(tmp_path, call, error, elements):
     """An error at the n-th call, for each n until none is left: all old files stay, no new mess."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -154,7 +155,9 @@ def test_an_error_of_any_call_of_a_save(tmp_path, call, error):
     for n in range(1, 100):
         process, trace = run_traced(
             tmp_path,
-            SAVE.format(folder=str(folder), steps=(2,)).replace("max_to_keep=1", ""),
+            SAVE.format(folder=str(folder), steps=(2,))
+            .replace("max_to_keep=1", "")
+            .replace("50000", str(elements)),
             "-e",
             "trace=" + calls,
             "-e",

@@ -40,9 +40,9 @@ class BlockOutput:
 
     def __init__(self, file: IO[bytes], size: int):
         self._file = file
-        self._direct = set_direct(file, True)
+        self._direct = size > _BLOCK_SIZE and set_direct(file, True)
         count = min(_IN_FLIGHT + 1, size // _BLOCK_SIZE + 1)
-        size = min(_whole_pages(size + 1), _BLOCK_SIZE)
+        size = min(size + 1, _BLOCK_SIZE)
         buffer = np.empty(count * size + _PAGE, np.uint8)
         start = -buffer.ctypes.data % _PAGE
         self._blocks: List[memoryview] = [
@@ -110,19 +110,11 @@ class BlockOutput:
             for output in self._in_flight:
                 output.finish()
         if kind is None:
-            self._put_the_rest()
-
-    def _put_the_rest(self) -> None:
-        end = _whole_pages(self._fill) if self._direct else self._fill
-        self._blocks[0][self._fill : end] = bytes(end - self._fill)
-        output = _Output(self._file, self._blocks[0][:end], self._offset, self._direct)
-        output.run()
-        output.result()
-        self._file.truncate(self._offset + self._fill)
-        if self._direct:
-            set_direct(self._file, False)
-        for offset, data in self._replaced:
-            write_all(self._file, data, offset)
+            if self._direct:
+                set_direct(self._file, False)  # the rest is no whole page
+            write_all(self._file, self._blocks[0][: self._fill], self._offset)
+            for offset, data in self._replaced:
+                write_all(self._file, data, offset)
 
 
 class _Output(threading.Thread):
@@ -156,10 +148,6 @@ class _Output(threading.Thread):
         self.finish()
         if self._error is not None:
             raise self._error
-
-
-def _whole_pages(size: int) -> int:
-    return -(-size // _PAGE) * _PAGE
 
 
 def write_all(file: IO[bytes], data: Any, offset: int) -> None:
