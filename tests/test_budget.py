@@ -124,9 +124,9 @@ def test_the_budget_hears_of_steps_and_saves():
         def saved(self, stall, unpaid):
             heard.append((stall >= 0.005, unpaid))
 
-    cost = SavingCost(Budget())
+    cost = SavingCost(Budget(), is_writing=lambda: True)
     cost.step_ends()  # no step has begun
-    cost.step_begins(writing=True)
+    cost.step_begins()
     time.sleep(0.005)
     cost.step_ends()
     with cost.stalling():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Iterator, Optional
+from typing import Callable, Iterator, Optional
 
 # The weight of the newest measurement in a running mean.
 _NEWEST_STEP = 0.05
@@ -110,13 +110,19 @@ class SavingCost:
 
     Args:
       budget: hears of every step and save; None: nobody does.
+      is_writing: tells whether a file is being written.
 
     Attributes:
       stall: for how many seconds training has waited for the save that is being made.
     """
 
-    def __init__(self, budget: Optional[OverheadBudget] = None):
+    def __init__(
+        self,
+        budget: Optional[OverheadBudget] = None,
+        is_writing: Callable[[], bool] = lambda: False,
+    ):
         self._budget = budget
+        self._is_writing = is_writing
         self.session_began()
 
     def session_began(self) -> None:
@@ -129,10 +135,10 @@ class SavingCost:
         self._step_ended: Optional[float] = None
         self._writing = False  # when it began
 
-    def step_begins(self, writing: bool) -> None:
-        """From now on it is the user's time; a file is being written meanwhile, or not."""
+    def step_begins(self) -> None:
+        """From now on it is the user's time."""
         if self._budget is not None:
-            self._step_began, self._writing = time.monotonic(), writing
+            self._step_began, self._writing = time.monotonic(), self._is_writing()
             self._step_ended = None
 
     def step_ends(self) -> None:

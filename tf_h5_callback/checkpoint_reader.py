@@ -96,7 +96,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
       tensorflow_version: a str, or None.
       monitored: the monitored scalar at this step, with its name and mode, or None.
       metrics: what was measured while it was saved, a dict: ``stall_seconds``, for which training
-        waited, ``write_seconds``, after which all tensors were written, and ``bytes``.
+        waited, ``write_seconds``, after which the last tensor was on its way, and ``bytes``.
       written_at: a datetime in UTC, or None.
       format_version: an int, or None for a file of another program.
 

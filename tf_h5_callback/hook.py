@@ -131,7 +131,6 @@ class H5CheckpointHook(tf.train.SessionRunHook):
     ):
         budget = None if max_overhead is None else OverheadBudget(max_overhead)
         self._timer = SaveTimer(save_steps, save_secs, budget)
-        self._cost = SavingCost(budget)
         if mode not in ("min", "max"):
             raise ValueError('mode is {!r}; it must be "min" or "max"'.format(mode))
         retention = Retention(max_to_keep, keep_checkpoint_every_n_hours, monitor is not None)
@@ -145,6 +144,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._listeners = list(listeners or ())
         self._background = background
         self._saver = CheckpointSaver(self._dir, background, on_error)
+        self._cost = SavingCost(budget, lambda: self._saver.busy)
         self._signals = SignalRequest(save_on_signal, self._is_over)
         self._progress = Progress(progress)
 
@@ -175,9 +175,10 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             )
         if self._monitor is not None:
             self._monitor_tensor = scalar_tensor(self._monitor)
-        fetches = self._step_tensor  # a list of one takes TensorFlow longer
+        # A list of one takes TensorFlow longer, and so does a variable in place of its tensor.
+        fetches = tf.get_default_graph().as_graph_element(self._step_tensor)
         if self._monitor_tensor is not None:
-            fetches = [self._step_tensor, self._monitor_tensor]
+            fetches = [fetches, self._monitor_tensor]
         self._run_args = tf.train.SessionRunArgs(fetches)
         self._dir.open_for_writing()
         self._state = GraphState(self._var_list, self._iterators)
@@ -249,20 +250,19 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         Raises:
           CheckpointError: an earlier save failed (with ``on_error="raise"``).
         """
-        session = run_context.session
         self._cost.step_ends()
         if self._saver.has_news:
-            self._collect(session)
+            self._collect(run_context.session)
         results = run_values.results
         if self._monitor_tensor is None:
-            self._after_step(session, results)
+            self._after_step(run_context, results)
         else:
-            self._after_step(session, *results)
-        self._cost.step_begins(self._saver.busy)
+            self._after_step(run_context, *results)
+        self._cost.step_begins()
         if self._stop_requested or self._signals.stop:
             run_context.request_stop()
 
-    def _after_step(self, session: Any, fetched: Any, monitored: Any = None) -> None:
+    def _after_step(self, run_context: Any, fetched: Any, monitored: Any = None) -> None:
         # This may be the step before the run's own increment or after it. Read it again only where
         # a save is due after one more.
         fetched = int(fetched)
@@ -274,6 +274,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             self._monitored = Monitored(self._monitor_tensor.name, self._mode, float(monitored))
         if not (self._signals.save or self._timer.is_due(fetched + self._increment)):
             return
+        session = run_context.session
         step = self._current_step(session)
         signalled = self._signals.take()
         if self._timer.is_due(step) or (signalled and step != self._timer.last_step):
