@@ -175,10 +175,13 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             )
         if self._monitor is not None:
             self._monitor_tensor = scalar_tensor(self._monitor)
-        # A list of one takes TensorFlow longer, and so does a variable in place of its tensor.
-        fetches = tf.get_default_graph().as_graph_element(self._step_tensor)
+        # What TensorFlow looks up fastest: not a list of one; and not a variable, unless tensors
+        # are slow to tell which attributes they lack, as in 2.x.
+        fetches = self._step_tensor
+        if not hasattr(tf.Tensor, "__getattr__"):
+            fetches = tf.get_default_graph().as_graph_element(fetches)
         if self._monitor_tensor is not None:
-            fetches = [fetches, self._monitor_tensor]
+            fetches = [self._step_tensor, self._monitor_tensor]
         self._run_args = tf.train.SessionRunArgs(fetches)
         self._dir.open_for_writing()
         self._state = GraphState(self._var_list, self._iterators)
