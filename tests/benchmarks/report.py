@@ -37,6 +37,7 @@ def table(runs):
             if figure["benchmark"] != "growth":
                 # The length of a step is part of a claim, and differs.
                 claim = re.sub(r"steps of \d+ ms", "steps of 20 ms", figure["claim"])
+                claim = re.sub(r"a batch of [\d,]+", "a large batch", claim)
                 limit = figure["limit"]
                 unit = " " + figure["unit"] if figure["unit"] else ""
                 text = "{} {}{}".format(limit[0], number(limit[1]), unit) if limit else ""
