@@ -40,7 +40,7 @@ class OverheadBudget:
         self._account = 0.0  # seconds
         self._step: Optional[float] = None  # mean seconds of a step beside which nothing is written
         self._cost: Optional[float] = None  # mean seconds of a save
-        self._cost_so_far: Optional[float] = None  # of the save whose file is being written
+        self._cost_so_far: Optional[float] = None  # of the last save, until it is over
         self._unpaid = False  # that save
         self._writing_steps = 0  # of that save
         self._steps_after = 0  # since they are over

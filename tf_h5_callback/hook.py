@@ -181,7 +181,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         if not hasattr(tf.Tensor, "__getattr__"):
             fetches = tf.get_default_graph().as_graph_element(fetches)
         if self._monitor_tensor is not None:
-            fetches = [self._step_tensor, self._monitor_tensor]
+            fetches = [fetches, self._monitor_tensor]
         self._run_args = tf.train.SessionRunArgs(fetches)
         self._dir.open_for_writing()
         self._state = GraphState(self._var_list, self._iterators)
