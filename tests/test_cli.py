@@ -51,6 +51,21 @@ def test_verify(folder, capsys, damage):
     assert damaged.startswith("DAMAGED") and paths[1] in damaged and "'net/w:0'" in damaged
 
 
+def test_verify_a_folder(folder, capsys, damage):
+    damage(str(folder / "model.ckpt-9.h5"), "net w:0")
+    assert cli.main(["verify", str(folder)]) == 1
+    damaged, intact = capsys.readouterr().out.splitlines()
+    assert damaged.startswith("DAMAGED") and "model.ckpt-9.h5" in damaged
+    assert intact == "intact   {}".format(folder / "model.ckpt-10.h5")
+    assert cli.main(["verify", "--basename", "other", str(folder)]) == 1
+    assert "no checkpoint other-<step>.h5 in the folder" in capsys.readouterr().err
+
+
+def test_verify_a_missing_file(folder, capsys):
+    assert cli.main(["verify", str(folder / "nothing.h5")]) == 1
+    assert capsys.readouterr().out.startswith("MISSING  no such checkpoint")
+
+
 def test_a_missing_file_is_one_line_on_stderr(folder, capsys):
     assert cli.main(["show", str(folder / "nothing.h5")]) == 1
     captured = capsys.readouterr()

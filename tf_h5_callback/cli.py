@@ -10,7 +10,7 @@ from typing import List, Optional
 from tf_h5_callback import __version__
 from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME
 from tf_h5_callback.checkpoint_reader import Checkpoint
-from tf_h5_callback.errors import CheckpointError
+from tf_h5_callback.errors import CheckpointError, CheckpointNotFoundError
 from tf_h5_callback.reading import list_checkpoints, load_checkpoint
 
 
@@ -38,7 +38,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     command.set_defaults(run=_show)
 
     command = commands.add_parser("verify", help="compare all checksums")
-    command.add_argument("paths", nargs="+", metavar="path", help="checkpoints")
+    command.add_argument(
+        "paths", nargs="+", metavar="path", help="checkpoints, or folders for all of theirs"
+    )
+    command.add_argument("--basename", default=DEFAULT_BASENAME, help="default: %(default)s")
     command.set_defaults(run=_verify)
 
     args = parser.parse_args(argv)
@@ -79,13 +82,26 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    damaged = 0
+    failed = 0
     for path in args.paths:
-        try:
-            with Checkpoint(path) as checkpoint:
-                checkpoint.verify()
-            print("intact   {}".format(path))
-        except CheckpointError as error:
-            damaged += 1
-            print("DAMAGED  {}".format(error))
-    return 1 if damaged else 0
+        for checkpoint in _checkpoints(path, args.basename):
+            try:
+                with Checkpoint(checkpoint) as opened:
+                    opened.verify()
+                print("intact   {}".format(checkpoint))
+            except CheckpointError as error:
+                failed += 1
+                missing = isinstance(error, CheckpointNotFoundError)
+                print("{}  {}".format("MISSING" if missing else "DAMAGED", error))
+    return 1 if failed else 0
+
+
+def _checkpoints(path: str, basename: str) -> List[str]:
+    if not os.path.isdir(path):
+        return [path]
+    found = [checkpoint for _, checkpoint in list_checkpoints(path, basename)]
+    if not found:
+        raise CheckpointNotFoundError(
+            "no checkpoint {}-<step>.h5 in the folder {}".format(basename, path)
+        )
+    return found
