@@ -11,7 +11,7 @@ from tf_h5_callback import __version__
 from tf_h5_callback.checkpoint_dir import DEFAULT_BASENAME
 from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import CheckpointError, CheckpointNotFoundError
-from tf_h5_callback.reading import list_checkpoints, load_checkpoint
+from tf_h5_callback.reading import list_checkpoints, load_checkpoint, no_checkpoint_in
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -84,24 +84,19 @@ def _show(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     failed = 0
     for path in args.paths:
-        for checkpoint in _checkpoints(path, args.basename):
+        paths = [path]
+        if os.path.isdir(path):
+            paths = [checkpoint for _, checkpoint in list_checkpoints(path, args.basename)]
+            if not paths:
+                failed += 1
+                print("MISSING  {}".format(no_checkpoint_in(path, args.basename)))
+        for path in paths:
             try:
-                with Checkpoint(checkpoint) as opened:
-                    opened.verify()
-                print("intact   {}".format(checkpoint))
+                with Checkpoint(path) as checkpoint:
+                    checkpoint.verify()
+                print("intact   {}".format(path))
             except CheckpointError as error:
                 failed += 1
                 missing = isinstance(error, CheckpointNotFoundError)
                 print("{}  {}".format("MISSING" if missing else "DAMAGED", error))
     return 1 if failed else 0
-
-
-def _checkpoints(path: str, basename: str) -> List[str]:
-    if not os.path.isdir(path):
-        return [path]
-    found = [checkpoint for _, checkpoint in list_checkpoints(path, basename)]
-    if not found:
-        raise CheckpointNotFoundError(
-            "no checkpoint {}-<step>.h5 in the folder {}".format(basename, path)
-        )
-    return found

@@ -91,12 +91,17 @@ def load_checkpoint(path_or_dir: PathLike) -> Checkpoint:
         return Checkpoint(path_or_dir)
     path = latest_checkpoint(path_or_dir)
     if path is None:
-        raise CheckpointNotFoundError(
-            "no checkpoint named {}-<step>.h5 in {}".format(
-                DEFAULT_BASENAME, os.fspath(path_or_dir)
-            )
-        )
+        raise no_checkpoint_in(path_or_dir)
     return Checkpoint(path)
+
+
+def no_checkpoint_in(
+    checkpoint_dir: PathLike, basename: str = DEFAULT_BASENAME
+) -> CheckpointNotFoundError:
+    """The error that tells of a folder without checkpoints."""
+    return CheckpointNotFoundError(
+        "no checkpoint named {}-<step>.h5 in {}".format(basename, os.fspath(checkpoint_dir))
+    )
 
 
 def list_variables(path_or_dir: PathLike) -> List[Tuple[str, Tuple[int, ...]]]:
