@@ -26,7 +26,7 @@ def use_resource(request):
 
 @pytest.fixture
 def clock(monkeypatch):
-    from tf_h5_callback import timer
+    from tf_h5_callback.saving import timer
 
     fake = FakeClock()
     monkeypatch.setattr(timer, "time", fake)

@@ -1,6 +1,8 @@
 """What importing the package costs and brings."""
 
+import ast
 import inspect
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -8,7 +10,7 @@ import textwrap
 import numpy as np
 
 import tf_h5_callback as h5
-from tf_h5_callback.checkpoint_file import write_checkpoint
+from tf_h5_callback.file.writer import write_checkpoint
 
 
 def run(code):
@@ -19,7 +21,7 @@ def run(code):
 
 def test_import_takes_no_tensorflow():
     loaded = run(
-        "import sys, tf_h5_callback, tf_h5_callback.cli\n"
+        "import sys, tf_h5_callback, tf_h5_callback.tools.cli\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] in"
         " ('tensorflow', 'keras', 'tf_keras', 'sklearn', 'matplotlib', 'tqdm')))"
     )
@@ -59,33 +61,87 @@ def test_unknown_name_is_an_attribute_error():
     assert not hasattr(h5, "no_such_name")
 
 
-def test_modules_import_downwards_only():
-    """floor of a module > floor of each module of this package that it imports."""
-    import ast
-    import os
+# A folder imports from folders below it only; modules of one folder import in one direction.
+FLOORS = [
+    {"__main__"},
+    {"tools", "demo"},
+    {"graph", "keras"},
+    {"saving", "restoring"},
+    {"folder"},
+    {"file"},
+    {"errors", "_compat", "job"},
+]
+MAY_IMPORT = {
+    "tensorflow": {"graph", "demo"},
+    "keras": {"keras"},
+    "h5py": {"file", "_compat"},
+}
 
-    floors = {
-        "errors": 0, "_compat": 0, "budget": 0, "timer": 1, "progress": 0,
-        "atomic_file": 0, "signals": 0,
-        "dtypes": 1, "global_heap": 1, "file_layout": 2,
-        "block_output": 1, "planned_file": 2, "checkpoint_file": 3,
-        "checkpoint_reader": 4, "writer": 4, "retention": 5,
-        "checkpoint_dir": 6, "reading": 7, "checkpoint_saver": 7, "waiting": 7,
-        "restore": 6, "setters": 6, "snapshot": 7, "matching": 7, "tensorflow_checkpoint": 8,
-        "graph_state": 8, "bare_session": 8, "hook": 9, "restore_hook": 9, "cli": 9,
-    }  # fmt: skip
-    folder = os.path.dirname(h5.__file__)
-    for name, floor in floors.items():
-        with open(os.path.join(folder, name + ".py")) as f:
-            tree = ast.parse(f.read())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == "tf_h5_callback":
-                imported = {alias.name for alias in node.names} & set(floors)
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                "tf_h5_callback."
-            ):
-                imported = {node.module.split(".")[1]}
-            else:
+
+def imports():
+    """``{module: [what it imports]}``, names with dots, the package's own without its name."""
+    root = pathlib.Path(h5.__file__).parent
+    found = {}
+    for path in root.rglob("*.py"):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        found[name] = []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found[name] += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = ["{}.{}".format(node.module, alias.name) for alias in node.names]
+                found[name] += names
+    own, prefix = {}, "tf_h5_callback."
+    for name, imported in found.items():
+        own[name] = []
+        for full in imported:
+            if full.startswith(prefix):
+                # A name of a module, or of something in one.
+                parts = full[len(prefix) :].split(".")
+                while ".".join(parts) not in found and len(parts) > 1:
+                    parts.pop()
+                full = prefix + ".".join(parts)
+            own[name].append(full)
+    return own
+
+
+def floor_of(module):
+    (floor,) = [i for i, folders in enumerate(FLOORS) if module.split(".")[0] in folders]
+    return floor
+
+
+def test_folders_import_from_folders_below_them():
+    for name, imported in imports().items():
+        if name == "__init__":
+            continue
+        for full in imported:
+            if not full.startswith("tf_h5_callback."):
                 continue
-            for module in imported:
-                assert floors[module] < floor, "{} imports {}".format(name, module)
+            other = full[len("tf_h5_callback.") :]
+            if other == "__version__":
+                continue
+            if name.split(".")[0] != other.split(".")[0]:
+                assert floor_of(name) < floor_of(other), "{} imports {}".format(name, other)
+
+
+def test_no_module_imports_itself_by_a_detour():
+    graph = {
+        name: {full[len("tf_h5_callback.") :] for full in imported if "tf_h5_callback." in full}
+        for name, imported in imports().items()
+    }
+
+    def reach(name, path):
+        assert name not in path, " imports ".join([*path, name])
+        for other in graph.get(name, ()):
+            reach(other, [*path, name])
+
+    for name in graph:
+        if name != "__init__":
+            reach(name, [])
+
+
+def test_frameworks_and_hdf5_are_imported_where_they_belong():
+    for name, imported in imports().items():
+        for full in imported:
+            allowed = MAY_IMPORT.get(full.split(".")[0])
+            assert allowed is None or name.split(".")[0] in allowed, (name, full)

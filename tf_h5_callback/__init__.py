@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, List
 
-from tf_h5_callback.checkpoint_reader import Checkpoint
 from tf_h5_callback.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
 )
-from tf_h5_callback.reading import (
+from tf_h5_callback.file.reader import Checkpoint
+from tf_h5_callback.folder.reading import (
     best_checkpoint,
     latest_checkpoint,
     list_checkpoints,
@@ -23,13 +23,13 @@ from tf_h5_callback.reading import (
     load_checkpoint,
     load_variable,
 )
-from tf_h5_callback.restore import Restore, rnn_names_of_tensorflow_1_2
-from tf_h5_callback.waiting import checkpoints_iterator
+from tf_h5_callback.folder.waiting import checkpoints_iterator
+from tf_h5_callback.restoring.restore import Restore, rnn_names_of_tensorflow_1_2
 
 if TYPE_CHECKING:
-    from tf_h5_callback.bare_session import create_setters, restore_variables, save_variables
-    from tf_h5_callback.hook import H5CheckpointHook
-    from tf_h5_callback.restore_hook import H5RestoreHook
+    from tf_h5_callback.graph.functions import create_setters, restore_variables, save_variables
+    from tf_h5_callback.graph.hook import H5CheckpointHook
+    from tf_h5_callback.graph.restore_hook import H5RestoreHook
 
 __version__ = "0.1.0"
 
@@ -56,11 +56,11 @@ __all__ = [
 ]
 
 _NEEDS_TENSORFLOW = {
-    "H5CheckpointHook": "hook",
-    "H5RestoreHook": "restore_hook",
-    "create_setters": "bare_session",
-    "restore_variables": "bare_session",
-    "save_variables": "bare_session",
+    "H5CheckpointHook": "graph.hook",
+    "H5RestoreHook": "graph.restore_hook",
+    "create_setters": "graph.functions",
+    "restore_variables": "graph.functions",
+    "save_variables": "graph.functions",
 }
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from tf_h5_callback.cli import main
+from tf_h5_callback.tools.cli import main
 
 sys.exit(main())

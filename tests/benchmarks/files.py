@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 from measure import Figure, in_turn, plain_output, ratio, seconds
 
-from tf_h5_callback.checkpoint_file import write_checkpoint
+from tf_h5_callback.file.writer import write_checkpoint
 
 
 def _tensors(count, elements):

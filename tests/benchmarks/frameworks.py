@@ -6,7 +6,7 @@ import time
 
 from measure import Figure, in_turn, ratio
 
-from tf_h5_callback.checkpoint_file import write_checkpoint
+from tf_h5_callback.file.writer import write_checkpoint
 
 
 def frameworks(folder, rounds, layers=24, width=2048):

@@ -12,9 +12,9 @@ from measure import Figure, in_turn, plain_output, ratio
 from training import stall
 
 import tf_h5_callback as h5
-from tf_h5_callback import block_output
 from tf_h5_callback._compat import crc32
-from tf_h5_callback.checkpoint_file import write_checkpoint
+from tf_h5_callback.file import output as block_output
+from tf_h5_callback.file.writer import write_checkpoint
 
 MODELS = {
     "1 MB": [[2500]] * 100,

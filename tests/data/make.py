@@ -1,4 +1,4 @@
-"""Makes the checkpoint of this TensorFlow for ``tests/test_across_versions.py``.
+"""Makes the checkpoint of this TensorFlow for ``tests/behaviour/test_across_versions.py``.
 
 Run once with each TensorFlow, in this folder: ``python make.py``. The files are committed and never
 made again: they stand for those that users have.

@@ -1,0 +1,1 @@
+"""TensorFlow's graph mode: the hooks, the state of a graph, the functions for a bare session."""
