@@ -16,9 +16,26 @@ would keep the process from exiting, a daemon would be cut off in the middle of 
 from __future__ import annotations
 
 import threading
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, TypeVar
 
 _HEAD_START = 0.1  # seconds, at most
+
+T = TypeVar("T")
+
+
+def finally_twice(action: Callable[[], T], clean_up: Callable[[], object]) -> T:
+    """Returns what ``action`` does, after cleaning up, whatever happens.
+
+    Twice, since one interrupt may come just where the first clean-up should have begun, and a
+    ``with`` block has the same gap at its end. Cleaning up a second time must do nothing.
+    """
+    try:
+        try:
+            return action()
+        finally:
+            clean_up()
+    finally:
+        clean_up()
 
 
 class Job:
@@ -65,23 +82,21 @@ class Job:
         self.run()
 
     def run(self) -> None:
-        """Does the work here, unless somebody else has begun."""
+        """Does the work here, unless somebody else has begun. What is no Exception is raised."""
         me = object()
-        try:
-            self._run_as(me)
-        finally:
-            self._end_as(me)  # again: an interrupt may have come in the first one's stead
+        finally_twice(lambda: self._run_as(me), lambda: self._end_as(me))
 
     def _run_as(self, me: object) -> None:
+        # One operation: nothing can come between finding out and claiming.
+        if self._done_by.setdefault("who", me) is not me:
+            return
         try:
-            # One operation, with nothing between finding out and claiming.
-            if self._done_by.setdefault("who", me) is me and self._work is not None:
-                self._work()
-                self.succeeded = True
+            work = self._work
+            if work is not None:
+                work()
+            self.succeeded = True
         except Exception as error:
             self.error = error
-        finally:
-            self._end_as(me)
 
     def _end_as(self, me: object) -> None:
         if self._done_by.get("who") is me:

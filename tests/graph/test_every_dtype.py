@@ -13,6 +13,7 @@ from tf_h5_callback._compat import extension_dtype
 from tf_h5_callback.errors import CheckpointCorruptError
 from tf_h5_callback.file import dtypes
 from tf_h5_callback.file.writer import write_checkpoint
+from tf_h5_callback.saving.checkpointer import Save
 
 needs_hdf5_tools = pytest.mark.skipif(
     shutil.which("h5dump") is None, reason="needs h5dump (Debian: hdf5-tools)"
@@ -313,6 +314,6 @@ def test_a_variable_of_more_than_2_gigabytes(use_resource, path):
             assert not session.run(right)
             h5.restore_variables(session, path, setters)
             assert session.run(right)
-            tensors, _ = state.snapshot(session)
+            tensors, _ = state.snapshot(session, Save())
             assert np.array_equal(tensors["v:0"], np.arange(n, dtype=tensors["v:0"].dtype))
     assert os.path.getsize(path) > 2 << 30

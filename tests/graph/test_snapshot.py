@@ -7,6 +7,7 @@ tf = pytest.importorskip("tensorflow.compat.v1")
 
 from tf_h5_callback.graph import snapshot  # noqa: E402
 from tf_h5_callback.graph.state import GraphState  # noqa: E402
+from tf_h5_callback.saving.checkpointer import Save  # noqa: E402
 
 SHAPE = [300, 1000]
 LARGE = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool"] + [
@@ -45,7 +46,7 @@ def test_large_variables_of_every_dtype(dtype, use_resource, everything_is_large
         seen = []
         for _ in range(3):
             session.run(change)
-            tensors, _ = state.snapshot(session)
+            tensors, _ = state.snapshot(session, Save())
             expected = session.run(v)
             assert tensors["v:0"].dtype == expected.dtype
             assert tensors["v:0"].tobytes() == expected.tobytes()
@@ -61,10 +62,10 @@ def test_the_memory_is_given_back(everything_is_large):
     state.add_copies()
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        first = state.snapshot(session)[0]["v:0"]
-        assert state.snapshot(session)[0]["v:0"].ctypes.data == first.ctypes.data
+        first = state.snapshot(session, Save())[0]["v:0"]
+        assert state.snapshot(session, Save())[0]["v:0"].ctypes.data == first.ctypes.data
         state.forget_session()
-        assert state.snapshot(session)[0]["v:0"].ctypes.data != first.ctypes.data
+        assert state.snapshot(session, Save())[0]["v:0"].ctypes.data != first.ctypes.data
 
 
 def test_large_and_small_and_joined_ones_together(use_resource, everything_is_large):
@@ -85,7 +86,7 @@ def test_large_and_small_and_joined_ones_together(use_resource, everything_is_la
             expected = {v.name: x for v, x in zip(everything, session.run(everything))}
             parts = [k for k in expected if k.startswith("parts")]
             expected["parts:0"] = np.concatenate([expected.pop(k) for k in sorted(parts)])
-            tensors, _ = state.snapshot(session)
+            tensors, _ = state.snapshot(session, Save())
             lazy = state.lazy_snapshot(session)
             assert set(tensors) == set(lazy) == set(expected)
             for name in expected:
@@ -103,7 +104,7 @@ def test_a_session_of_another_process(everything_is_large):
         session.run(tf.global_variables_initializer())
         for _ in range(2):
             session.run(change)
-            tensors, _ = state.snapshot(session)
+            tensors, _ = state.snapshot(session, Save())
             np.testing.assert_array_equal(tensors["v:0"], session.run(v))
             np.testing.assert_array_equal(state.lazy_snapshot(session)["v:0"], session.run(v))
 
@@ -116,7 +117,7 @@ def test_nothing_first_and_one_variable_under_two_names(everything_is_large):
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         session.run(change)
-        for tensors in (state.snapshot(session)[0], state.lazy_snapshot(session)):
+        for tensors in (state.snapshot(session, Save())[0], state.lazy_snapshot(session)):
             assert tensors["empty"].shape == (0, 3)
             np.testing.assert_array_equal(tensors["a"], session.run(v))
             np.testing.assert_array_equal(tensors["b"], session.run(v))

@@ -8,6 +8,7 @@ tf = pytest.importorskip("tensorflow.compat.v1")
 
 from tf_h5_callback.file.writer import write_checkpoint  # noqa: E402
 from tf_h5_callback.graph.state import GraphState  # noqa: E402
+from tf_h5_callback.saving.checkpointer import Save  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def test_tables(tmp_path):
     state = GraphState()
     with tf.Session() as session:
         session.run(insert)
-        tensors, _ = state.snapshot(session)
+        tensors, _ = state.snapshot(session, Save())
         write_checkpoint(path, tensors)
         session.run(clear)
         assert session.run(look_up).tolist() == [-1, -1, -1, -1]

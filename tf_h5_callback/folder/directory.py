@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, TypeVar
+from typing import Any, Callable, Container, Dict, List, Mapping, Optional, Set, Tuple, TypeVar
 
 import numpy as np
 
@@ -124,7 +124,10 @@ class CheckpointDir:
         return sorted((int(m.group(1)), os.path.join(self.path, m.group())) for m in matches)
 
     def read_newest_intact(
-        self, read: Callable[[Checkpoint], T], move_damaged: bool = False
+        self,
+        read: Callable[[Checkpoint], T],
+        move_damaged: bool = False,
+        among: Optional[Container[int]] = None,
     ) -> Optional[Tuple[str, T]]:
         """Reads the newest checkpoint that is not damaged.
 
@@ -135,6 +138,7 @@ class CheckpointDir:
             CheckpointCorruptError; should verify it. What else it raises is raised.
           move_damaged: rename the damaged ones that were passed over to ``<name>.damaged``, so that
             they neither count nor are overwritten. Only if an intact one is found.
+          among: the steps that count; None: all.
 
         Returns:
           The path, and what ``read`` returned, or None where there are no checkpoints at all.
@@ -143,7 +147,9 @@ class CheckpointDir:
           CheckpointCorruptError: there are checkpoints, but none is intact; lists them all.
         """
         damaged: Dict[str, CheckpointCorruptError] = {}
-        for _, path in reversed(self.list()):
+        for step, path in reversed(self.list()):
+            if among is not None and step not in among:
+                continue
             try:
                 with Checkpoint(path) as checkpoint:
                     newest = path, read(checkpoint)
@@ -175,15 +181,17 @@ class CheckpointDir:
                 later[-1],
             )
 
-    def remove_surplus(self, newest_step: int) -> None:
+    def remove_surplus(self, newest_step: int) -> List[int]:
         """Deletes what retention does not keep, all of it at once.
 
         Only files up to ``newest_step`` (the one just written) count: files of later steps belong
         to a run that was rolled back, and are left alone.
+
+        Returns:
+          The steps whose files are gone.
         """
-        paths = [path for step, path in self.list() if step <= newest_step]
-        for path in self._retention.surplus(paths):
-            _remove(path)
+        steps = {path: step for step, path in self.list() if step <= newest_step}
+        return [steps[path] for path in self._retention.surplus(list(steps)) if _remove(path)]
 
 
 def _move_aside(path: str) -> None:
@@ -199,10 +207,13 @@ def _move_aside(path: str) -> None:
         _log.warning("the damaged checkpoint is kept as %s", aside)
 
 
-def _remove(path: str) -> None:
+def _remove(path: str) -> bool:
+    """Whether it is gone."""
     try:
         os.remove(path)
     except FileNotFoundError:
         pass  # somebody else was faster
     except OSError as error:
         _log.warning("cannot delete the old checkpoint %s: %s", path, error)
+        return False
+    return True

@@ -20,27 +20,30 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from typing import Any, Callable, Iterable, Mapping, Optional, Union
+import weakref
+from typing import Any, Callable, Iterable, Optional, Union
 
 import tensorflow.compat.v1 as tf
 
+from tf_h5_callback.errors import CheckpointNotFoundError
 from tf_h5_callback.file.format import Monitored, PathLike
 from tf_h5_callback.file.writer import metadata_to_json
 from tf_h5_callback.folder.directory import DEFAULT_BASENAME, CheckpointDir
 from tf_h5_callback.folder.retention import Retention
 from tf_h5_callback.graph._compat import TENSORS_ARE_SLOW_TO_FETCH
+from tf_h5_callback.graph.gate import RunGate
 from tf_h5_callback.graph.saver_checkpoint import open_checkpoint
+from tf_h5_callback.graph.session import Metadata, SessionTraining
 from tf_h5_callback.graph.state import GraphState, VarList, scalar_tensor
+from tf_h5_callback.graph.steps import StepWatch
 from tf_h5_callback.restoring.restore import Restore
 from tf_h5_callback.saving.budget import OverheadBudget, SavingCost
-from tf_h5_callback.saving.checkpointer import CheckpointSaver
+from tf_h5_callback.saving.checkpointer import Checkpointer
 from tf_h5_callback.saving.progress import Progress
 from tf_h5_callback.saving.signals import SignalRequest
 from tf_h5_callback.saving.timer import SaveTimer
 
 _log = logging.getLogger("tf_h5_callback")
-
-Metadata = Union[None, Mapping[str, Any], Callable[[Any, int], Mapping[str, Any]]]
 
 
 class H5CheckpointHook(tf.train.SessionRunHook):
@@ -131,8 +134,6 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         on_error: str = "raise",
         progress: Any = False,
     ):
-        budget = None if max_overhead is None else OverheadBudget(max_overhead)
-        self._timer = SaveTimer(save_steps, save_secs, budget)
         if mode not in ("min", "max"):
             raise ValueError('mode is {!r}; it must be "min" or "max"'.format(mode))
         retention = Retention(max_to_keep, keep_checkpoint_every_n_hours, monitor is not None)
@@ -145,36 +146,54 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         self._restore = Restore.of(restore)
         self._listeners = list(listeners or ())
         self._background = background
-        self._saver = CheckpointSaver(self._dir, background, on_error)
-        self._cost = SavingCost(budget, lambda: self._saver.busy)
-        self._signals = SignalRequest(save_on_signal, self._is_over)
         self._progress = Progress(progress)
 
-        self._coord: Any = None
-        self._state: Optional[GraphState] = None
+        def new_checkpointer() -> Checkpointer:
+            budget = None if max_overhead is None else OverheadBudget(max_overhead)
+            return Checkpointer(
+                self._dir,
+                SaveTimer(save_steps, save_secs, budget),
+                SavingCost(budget, lambda: self._checkpointer.busy),
+                SignalRequest(save_on_signal, self._is_over),
+                self._progress,
+                background=background,
+                on_error=on_error,
+            )
+
+        self._new_checkpointer: Callable[[], Checkpointer] = new_checkpointer
+        self._checkpointer = new_checkpointer()
+
+        self._coord: Any = None  # a weak reference: it lives as long as the session
+        self._state: Any = None  # GraphState
         self._step_tensor: Any = None
-        self._session: Any = None  # the one that _read_step is of
-        self._read_step: Any = None
         self._monitor_tensor: Any = None
         self._run_args: Any = None
+        self._training: Any = None  # SessionTraining
+        self._gate = RunGate()
+        self._steps = StepWatch()
         self._monitored: Optional[Monitored] = None  # as fetched with the last run
-        self._seen_step: Optional[int] = None  # as fetched with the last run
-        self._increment = 1  # the largest seen
-        self._stop_requested = False
 
     def begin(self) -> None:
-        """Makes the setters.
+        """A training begins: makes the setters, and forgets the training before.
 
         Raises:
           RuntimeError: the graph has no global step.
           ValueError: ``monitor`` is no scalar tensor of the graph.
+          TypeError: ``metadata`` is a dict that JSON cannot hold.
         """
+        self._checkpointer.wait()  # the one before may have died while a file was written
+        self._checkpointer = self._new_checkpointer()
+        self._coord = self._training = None
+        self._gate, self._steps = RunGate(), StepWatch()
+        if not callable(self._metadata):
+            metadata_to_json(self._metadata)
         self._step_tensor = tf.train.get_global_step()
         if self._step_tensor is None:
             raise RuntimeError(
                 "H5CheckpointHook needs a global step: call tf.train.get_or_create_global_step() "
                 "and pass it to the optimizer's minimize()"
             )
+        self._monitored = self._monitor_tensor = None
         if self._monitor is not None:
             self._monitor_tensor = scalar_tensor(self._monitor)
         # What TensorFlow looks up fastest: not a list of one; and the tensor, where it can.
@@ -196,56 +215,72 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         Raises:
           CheckpointCorruptError: there are checkpoints, but none is intact.
           CheckpointMismatchError: the checkpoint does not fit the graph; nothing was assigned.
+          CheckpointError: what this run has saved before the session was lost is gone.
           RuntimeError: a later hook's ``begin()`` created what can no longer be restored; or this
             is not the main thread and ``save_on_signal`` is given.
         """
-        assert self._state is not None
-        self._coord = coord
-        self._cost.session_began()
+        self._coord = None if coord is None else weakref.ref(coord)
+        checkpointer, training = self._checkpointer, self._train_in(session)
         self._monitored = None
-        self._signals.install()
-        self._collect(session)
+        checkpointer.cost.session_began()
+        checkpointer.signals.install()
+        checkpointer.collect(training)
         self._state.add_late_variables()
         restored = self._restore_into(session)
-        step = self._current_step(session)
-        self._seen_step = step
-        self._progress.start(step)
-        self._dir.warn_of_later_steps(step)
-        if restored is not None and _same_file(restored, self._dir.path_for(step)):
-            self._timer.update(step)
-            self._saver.saved_step = step
-            self._progress.saved(step)
-        else:
-            self._save(session, step)
-            self._saver.report()
+        step = training.current_step()
+        self._steps.begin(step)
+        checkpointer.begin_at(
+            step, training, restored is not None and _same_file(restored, self._dir.path_for(step))
+        )
+
+    def _train_in(self, session: Any) -> SessionTraining:
+        training = self._training
+        if training is None or training.session is not session:
+            self._training = training = SessionTraining(
+                session,
+                self._state,
+                self._step_tensor,
+                self._gate,
+                self._listeners,
+                self._metadata,
+                self._background,
+            )
+        return training
 
     def _restore_into(self, session: Any) -> Optional[str]:
         """Restores what is to be restored; returns the file, or None for a new run."""
-        assert self._state is not None
-        restore, path = self._restore, self._restore.path if self._restore else None
-        if self._saver.saved_step is not None:
+        restore = self._restore
+
+        def into_graph(checkpoint: Any, what: Restore) -> None:
+            self._state.restore(session, checkpoint, restore=what, at_once=self._background)
+
+        path = None
+        if self._checkpointer.has_saved:
             # The session was lost and made anew: go on from what this run has saved, as it is.
-            path = self._dir.path_for(self._saver.saved_step) if restore != Restore() else None
-            restore = Restore(run_local_init=restore.run_local_init if restore else False)
-        if restore is None:
-            return None
-        into_graph = functools.partial(
-            self._state.restore, session, restore=restore, at_once=self._background
-        )
-        if path is None:
-            newest = self._dir.read_newest_intact(into_graph, move_damaged=True)
-            if newest is None:
-                return None
-            path, _ = newest
-        else:
-            with open_checkpoint(path) as checkpoint:
-                path = checkpoint.path
-                into_graph(checkpoint)
-        _log.info("resumed from %s", path)
+            what = Restore(run_local_init=restore.run_local_init if restore else False)
+            path = self._checkpointer.read_own_newest(functools.partial(into_graph, what=what))
+        if path is None and restore is not None:
+            path = self._begin_with(restore, functools.partial(into_graph, what=restore))
+        if path is not None:
+            _log.info("resumed from %s", path)
+        elif self._checkpointer.has_saved:
+            raise CheckpointNotFoundError(
+                "the session was lost, and with it the training: no checkpoint that this run saved "
+                "in {} can be read any more".format(self._dir.path)
+            )
         return path
+
+    def _begin_with(self, restore: Restore, read: Callable[[Any], object]) -> Optional[str]:
+        if restore.path is None:
+            newest = self._dir.read_newest_intact(read, move_damaged=True)
+            return None if newest is None else newest[0]
+        with open_checkpoint(restore.path) as checkpoint:
+            read(checkpoint)
+            return checkpoint.path
 
     def before_run(self, run_context: Any) -> Any:
         """Asks for the global step, and for what is monitored, along with the user's fetches."""
+        self._gate.enter()
         return self._run_args
 
     def after_run(self, run_context: Any, run_values: Any) -> None:
@@ -254,42 +289,31 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         Raises:
           CheckpointError: an earlier save failed (with ``on_error="raise"``).
         """
-        self._cost.step_ends()
-        if self._saver.has_news:
-            self._collect(run_context.session)
-        results = run_values.results
-        if self._monitor_tensor is None:
-            self._after_step(run_context, results)
-        else:
-            self._after_step(run_context, *results)
-        self._cost.step_begins()
-        if self._stop_requested or self._signals.stop:
+        self._gate.leave()
+        checkpointer = self._checkpointer
+        checkpointer.cost.step_ends()
+        fetched = run_values.results
+        if self._monitor_tensor is not None:
+            fetched, value = fetched
+            self._monitored = Monitored(self._monitor_tensor.name, self._mode, float(value))
+        step = int(fetched)
+        may_be = self._steps.fetched(step)
+        checkpointer.progress.advance(step)
+        if checkpointer.has_news or checkpointer.is_due(may_be):
+            checkpointer.turn.do(lambda: self._look_again(run_context.session))
+        checkpointer.cost.step_begins()
+        if checkpointer.wants_to_stop:
             run_context.request_stop()
 
-    def _after_step(self, run_context: Any, fetched: Any, monitored: Any = None) -> None:
-        # This may be the step before the run's own increment or after it. Read it again only where
-        # a save is due after one more.
-        fetched = int(fetched)
-        if self._seen_step is not None:
-            self._increment = max(self._increment, fetched - self._seen_step)
-        self._seen_step = fetched
-        self._progress.advance(fetched)
-        if monitored is not None:
-            self._monitored = Monitored(self._monitor_tensor.name, self._mode, float(monitored))
-        if not (self._signals.save or self._timer.is_due(fetched + self._increment)):
-            return
-        session = run_context.session
-        step = self._current_step(session)
-        signalled = self._signals.take()
-        if self._timer.is_due(step) or (signalled and step != self._timer.last_step):
-            self._collect(session)
-            self._save(session, step)
-            self._saver.report()
-
-    def _current_step(self, session: Any) -> int:
-        if session is not self._session:  # a callable takes half the time of session.run()
-            self._session, self._read_step = session, session.make_callable(self._step_tensor)
-        return int(self._read_step())
+    def _look_again(self, session: Any) -> None:
+        checkpointer, training = self._checkpointer, self._train_in(session)
+        if checkpointer.has_news:
+            checkpointer.collect(training)
+        if checkpointer.is_due(self._steps.possible):
+            save = functools.partial(
+                checkpointer.save_if_due, training.current_step(), training, self._monitored
+            )
+            save() if self._background else self._gate.alone(save)
 
     def end(self, session: Any) -> None:
         """Saves the last step unless it is saved already, and waits until it is durable.
@@ -298,82 +322,39 @@ class H5CheckpointHook(tf.train.SessionRunHook):
           CheckpointError: the last save failed, or (with ``on_error="raise"``) one before it whose
             failure could not be raised at a step any more.
         """
-        try:
-            self._collect(session)
-        finally:
-            self._end(session)
+        self._checkpointer.turn.do(lambda: self._end(session), wait=True)
 
     def _end(self, session: Any) -> None:
-        assert self._state is not None
-        step = self._current_step(session)
-        self._progress.advance(step)
-        if step != self._saver.saved_step:
-            self._save(session, step)
-            self._settle(session)
+        checkpointer, training = self._checkpointer, self._train_in(session)
+        step = training.current_step()
+        finish = functools.partial(checkpointer.finish, step, training)
+        failure = finish() if self._background else self._gate.alone(finish)
         for listener in self._listeners:
             listener.end(session, step)
-        self._progress.close()
-        self._session = self._read_step = None
+        self._training = None
         self._state.forget_session()
-        _log.info("%s", self._cost)
-        self._dir.close()
-        self._signals.restore()
-        self._saver.report(at_the_end=True)
+        checkpointer.close()
+        if failure is not None:
+            raise failure
 
     def _is_over(self) -> bool:
         """Whether the session is closed; `end` is not called if training raised."""
-        return self._coord is not None and self._coord.joined
+        if self._coord is None:
+            return False
+        coord = self._coord()
+        return coord is None or coord.joined
 
     def wait_until_finished(self) -> None:
         """Returns when nothing is being written. Listeners hear of the save at the next step.
 
+        May be called from any thread.
+
         Raises:
           CheckpointError: the last save failed.
         """
-        self._saver.wait()
-        self._saver.report(at_the_end=True)
-
-    def _save(self, session: Any, step: int) -> None:
-        """Takes a snapshot of the session as it is now and hands it to the writer."""
-        assert self._state is not None
-        self._settle(session)
-        for listener in self._listeners:
-            listener.before_save(session, step)
-        paid = self._cost.paid
-        tensors: Mapping[str, Any]
-        with self._cost.stalling():
-            if self._background:
-                tensors, (value,) = self._state.snapshot(session, self._step_tensor)
-                step = int(value)
-            else:
-                tensors = self._state.lazy_snapshot(session)  # nothing else runs meanwhile
-            metadata = self._metadata(session, step) if callable(self._metadata) else self._metadata
-            # Now: the user may change it while we write.
-            metadata_json = metadata_to_json(metadata)
-        self._timer.update(step)
-        stall = self._cost.stall if self._background else None
-        with self._cost.stalling():
-            self._saver.save(step, tensors, tf.VERSION, metadata_json, self._monitored, stall)
-        del tensors  # or their memory would be held until the next step
-        if not self._saver.busy:
-            self._settle(session)
-        self._cost.saved(paid)
-
-    def _settle(self, session: Any) -> None:
-        """Waits for the writer and tells the listeners."""
-        with self._cost.stalling():
-            self._saver.wait()
-        step = self._saver.newly_durable()
-        if step is not None:
-            self._progress.saved(step)
-            for listener in self._listeners:
-                if listener.after_save(session, step):
-                    self._stop_requested = True
-
-    def _collect(self, session: Any) -> None:
-        """Between two saves: as `_settle`, and a failure is raised unless it is only warned of."""
-        self._settle(session)
-        self._saver.report()
+        checkpointer = self._checkpointer
+        checkpointer.wait()
+        checkpointer.raise_failure()
 
 
 def _same_file(a: str, b: str) -> bool:

@@ -12,6 +12,7 @@ from typing import (
     List,
     Mapping,
     NamedTuple,
+    Optional,
     Sequence,
     Tuple,
 )
@@ -21,6 +22,7 @@ import tensorflow.compat.v1 as tf
 
 from tf_h5_callback.file.memory import aligned_empty
 from tf_h5_callback.graph.setters import Item, Part, nodes_of
+from tf_h5_callback.saving.checkpointer import Save
 
 _LARGE = 1 << 20  # bytes
 _GROUP_SIZE = 64 << 20  # bytes
@@ -183,6 +185,7 @@ class Snapshots:
         self._session = session
         self._items = list(items)
         self._extra = list(extra)
+        self._owner: Optional[Save] = None  # of the last snapshot
         self._joined = copies.joined
         self._places = copies.places
         self._prepare(copies.large)
@@ -207,13 +210,26 @@ class Snapshots:
         rows = [array.reshape(1, -1) for array in self._arrays.values()]
         self._run = lambda: run(*rows)
 
-    def take(self) -> Tuple[Dict[str, np.ndarray], List[Any]]:
+    def take(self, owner: Save) -> Tuple[Dict[str, np.ndarray], List[Any]]:
         """Copies everything out of the session.
+
+        Args:
+          owner: the arrays are its own, once it has handed them over and until it is over.
 
         Returns:
           ``{name: ndarray}``, and the values of the extra tensors, of the same moment. The next
           snapshot overwrites the arrays.
+
+        Raises:
+          RuntimeError: the last snapshot is still being written.
         """
+        if self._owner is not None and self._owner.owns_memory:
+            raise RuntimeError(
+                "step {} is still being written; its snapshot must not be overwritten".format(
+                    self._owner.step
+                )
+            )
+        self._owner = owner
         values, written = _run_into(self._run, self._arrays.values())
         if not written:
             self._prepare({})

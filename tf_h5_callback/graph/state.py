@@ -27,6 +27,7 @@ from tf_h5_callback.graph.setters import (
 from tf_h5_callback.graph.snapshot import Copies, LazySnapshot, Snapshots, in_groups
 from tf_h5_callback.restoring import matching
 from tf_h5_callback.restoring.restore import EVERYTHING, Restore
+from tf_h5_callback.saving.checkpointer import Save
 
 # What TensorFlow raises for the state of another iterator. Not all of its errors: some tell that
 # the connection is lost.
@@ -119,11 +120,14 @@ class GraphState:
                 )
             )
 
-    def snapshot(self, session: Any, *extra: Any) -> Tuple[Dict[str, np.ndarray], List[Any]]:
+    def snapshot(
+        self, session: Any, owner: Save, *extra: Any
+    ) -> Tuple[Dict[str, np.ndarray], List[Any]]:
         """Copies everything out of the session with one ``session.run``.
 
         Args:
           session: the session.
+          owner: see `Snapshots.take`.
           extra: more tensors; the same ones for all snapshots of one session.
 
         Returns:
@@ -134,7 +138,7 @@ class GraphState:
             self.forget_session()
             self._snapshots = Snapshots(session, self._items.values(), self._copies, extra)
             self._session = session
-        return self._snapshots.take()
+        return self._snapshots.take(owner)
 
     def forget_session(self) -> None:
         """Frees the memory that is kept for the next snapshot."""

@@ -1,30 +1,120 @@
-"""Snapshots to a folder, one in flight, and the account of what is durable and what failed."""
+"""One save at a time behind training: in which order, and who owns what meanwhile.
+
+The life of a save, and who may do what in each state:
+
+=============== ================================================ ===================================
+state           the thread that trains                           the job (a thread of its own)
+=============== ================================================ ===================================
+idle            trains; may take a snapshot                      is not there
+snapshot taken  has the arrays; may drop them and be idle again  is not there yet
+writing         trains; waits before it takes the next snapshot  owns the arrays; writes the file
+written         hears of it, tells the listeners                 has reported it, removes old files
+failed          hears of it, raises or goes on                   has reported the error, and is over
+=============== ================================================ ===================================
+
+That no file is ever torn, and none lost, rests on this:
+
+1. A snapshot's memory has one owner: the job, from the hand-over (one assignment) until the job has
+   reported *written* or *failed*. `Save.owns_memory` tells, and whoever fills arrays asks it.
+2. *Saved* is what the job reported after the rename and the sync of the folder. That no thread runs
+   and no error is known is not success.
+3. Who waits, waits for an event that the job sets, whatever happens to it (`Job`).
+4. An exception at any line in the thread that trains leaves a state from which the next call is
+   right: nothing is taken note of by two assignments that must go together.
+5. What happens once the file is durable (retention, listeners, logs) changes nothing about that.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from typing import Mapping, Optional
+from collections import deque
+from threading import get_ident
+from typing import Any, Callable, Deque, Mapping, Optional, Set, Tuple
 
-import numpy as np
-
-from tf_h5_callback.errors import CheckpointError
+from tf_h5_callback.errors import CheckpointCorruptError, CheckpointError
 from tf_h5_callback.file.format import Monitored
-from tf_h5_callback.file.writer import write_checkpoint
+from tf_h5_callback.file.reader import Checkpoint
+from tf_h5_callback.file.writer import metadata_to_json, write_checkpoint
 from tf_h5_callback.folder.directory import CheckpointDir
-from tf_h5_callback.saving.background import BackgroundWriter
+from tf_h5_callback.job import Job
+from tf_h5_callback.saving.budget import SavingCost
+from tf_h5_callback.saving.progress import Progress
+from tf_h5_callback.saving.signals import SignalRequest
+from tf_h5_callback.saving.timer import SaveTimer
+from tf_h5_callback.saving.turn import Turn
 
 _log = logging.getLogger("tf_h5_callback")
 
+# What can go wrong with a save. Anything else is a mistake in a program, or tells of the session.
+_FAILURES = (CheckpointError, OSError, MemoryError)
 
-class CheckpointSaver:
-    """Saves snapshots in the background and remembers how it went.
+
+class Save:
+    """One save, from the moment before its snapshot is taken.
+
+    Attributes:
+      job: the writing; None before the hand-over, which is the assignment of this attribute.
+      step: the global step of the snapshot.
+    """
+
+    def __init__(self) -> None:
+        self.job: Optional[Job] = None
+        self.step: Optional[int] = None
+
+    @property
+    def owns_memory(self) -> bool:
+        """Whether the arrays of the snapshot are being written: nobody may change them."""
+        job = self.job
+        return job is not None and not job.over
+
+    def wait(self) -> None:
+        """Returns when nothing of it is being written; interrupted, it changes nothing."""
+        job = self.job
+        if job is not None:
+            job.wait()
+
+
+class Training:
+    """What is trained, as far as a checkpointer needs it. A hook or callback makes one of it."""
+
+    tensorflow_version: Optional[str] = None
+
+    def snapshot(self, owner: Save) -> Tuple[Mapping[str, Any], int]:
+        """Copies the state, all of one moment: ``{name: ndarray}``, and its global step.
+
+        Args:
+          owner: owns the arrays from its hand-over on.
+        """
+        raise NotImplementedError
+
+    def metadata(self, step: int) -> Optional[Mapping[str, Any]]:
+        """What the user wants to be stored with this step."""
+
+    def before_save(self, step: int) -> None:
+        """A snapshot is about to be taken."""
+
+    def after_save(self, step: int) -> bool:
+        """The checkpoint of this step is durable. True ends training."""
+        return False
+
+
+class Checkpointer:
+    """Decides when to save one training, saves, and remembers how it went.
 
     A failed save is logged at once, by the thread that writes: if training dies first, nobody would
-    hear of it. It is raised when the training loop asks.
+    hear of it otherwise. It is raised when training asks.
+
+    Any thread may `wait`. The other calls are those of the thread that trains, or of several, which
+    then take turns (`turn`).
 
     Args:
       directory: where, and what is kept.
+      timer: when.
+      cost: hears of what saving costs.
+      signals: also when.
+      progress: hears of steps and of saves.
       background: write in a thread; False: in `save` itself.
       on_error: ``"raise"`` or ``"warn"``: what `report` does about a failed save.
 
@@ -33,101 +123,305 @@ class CheckpointSaver:
 
     Attributes:
       saved_step: the step of the last checkpoint that is durable, or None.
+      turn: whose turn it is to save.
     """
 
-    def __init__(self, directory: CheckpointDir, background: bool, on_error: str):
+    def __init__(
+        self,
+        directory: CheckpointDir,
+        timer: SaveTimer,
+        cost: SavingCost,
+        signals: SignalRequest,
+        progress: Progress,
+        *,
+        background: bool = True,
+        on_error: str = "raise",
+    ):
         if on_error not in ("raise", "warn"):
             raise ValueError('on_error is {!r}; it must be "raise" or "warn"'.format(on_error))
-        self._dir = directory
+        self.directory, self.timer, self.cost = directory, timer, cost
+        self.signals, self.progress = signals, progress
+        self._background = background
         self._raises = on_error == "raise"
-        self._writer = BackgroundWriter(background)
-        self._in_flight: Optional[int] = None
-        self._unannounced: Optional[int] = None
-        self._failure: Optional[Exception] = None
+        self.turn = Turn()
         self.saved_step: Optional[int] = None
+        self._save = Save()  # the last one, or the one in flight
+        self._own: Set[int] = set()  # steps that this training has saved and that were not deleted
+        self._unannounced: Deque[int] = deque()
+        self._failure: Optional[Exception] = None  # of the last save, until it was raised
+        self._began_in = get_ident()
+        self._stop_requested = False
 
-    @property
-    def has_news(self) -> bool:
-        """Whether a save has ended of which `wait`, `newly_durable` and `report` can tell."""
-        if self._in_flight is not None:
-            return not self._writer.busy
-        return self._unannounced is not None or self._failure is not None
+    # When
 
     @property
     def busy(self) -> bool:
         """Whether a file is being written."""
-        return self._writer.busy
+        return self._save.owns_memory
 
-    def save(
-        self,
-        step: int,
-        tensors: Mapping[str, np.ndarray],
-        tensorflow_version: str,
-        metadata_json: str,
-        monitored: Optional[Monitored] = None,
-        stall_seconds: Optional[float] = None,
-    ) -> None:
-        """Hands a snapshot to the writer; waits for the one before.
+    @property
+    def has_news(self) -> bool:
+        """Whether a save has ended of which `collect` can tell."""
+        return bool(self._unannounced) or self._failure is not None
 
-        For the arguments see `write_checkpoint`.
-        """
-        self.wait()
+    def is_due(self, step: int) -> bool:
+        """Whether to save at this step."""
+        return self.signals.save or self.timer.is_due(step)
 
-        path, start = self._dir.path_for(step), time.monotonic()
+    @property
+    def wants_to_stop(self) -> bool:
+        """Whether a listener or a signal wants training to end."""
+        return self._stop_requested or self.signals.stop
 
-        def job() -> None:
-            try:
-                size = write_checkpoint(
-                    path,
-                    tensors,
-                    global_step=step,
-                    tensorflow_version=tensorflow_version,
-                    metadata=metadata_json,
-                    monitored=monitored,
-                    stall_seconds=stall_seconds,
-                )
-                _log_saved(path, size, time.monotonic() - start, stall_seconds)
-                self._dir.remove_surplus(step)
-            except Exception as error:
-                _log.error("step %d is not saved: %s", step, error)
-                raise
+    # Saving
 
-        self._in_flight = step
-        self._writer.submit(job)
-
-    def wait(self) -> None:
-        """Returns when nothing is being written, and takes note of the outcome.
-
-        Raises nothing but errors that are no failed save.
-        """
-        if self._in_flight is None:
-            return
-        step, self._in_flight = self._in_flight, None
-        try:
-            self._writer.wait()
-        except (CheckpointError, OSError) as error:
-            self._failure = error
-        else:
-            self._failure = None
-            self.saved_step = self._unannounced = step
-
-    def newly_durable(self) -> Optional[int]:
-        """The step that has become durable since the last call, once; else None."""
-        step, self._unannounced = self._unannounced, None
-        return step
-
-    def report(self, *, at_the_end: bool = False) -> None:
-        """Raises the failure of the last save, once, unless failures are only warned of.
+    def begin_at(self, step: int, training: Training, restored: bool) -> None:
+        """Training begins or goes on at this step.
 
         Args:
-          at_the_end: raise it in any case: no later save will make up for it.
+          step: where it begins.
+          training: what is trained.
+          restored: this step's checkpoint is in the folder already; otherwise it is saved.
+        """
+        self._began_in = get_ident()
+        self.progress.start(step)
+        self.directory.warn_of_later_steps(step)
+        if restored:
+            self.timer.update(step)
+            self.saved_step = step
+            self.progress.saved(step)
+        else:
+            self.save(step, training)
+
+    def save_if_due(self, step: int, training: Training, monitored: Optional[Monitored]) -> None:
+        """Saves if it is time to; see `save` for the arguments."""
+        if self.timer.is_due(step) or (self.signals.save and step != self.timer.last_step):
+            self.save(step, training, monitored)
+        self.signals.take()
+
+    def save(self, step: int, training: Training, monitored: Optional[Monitored] = None) -> None:
+        """Saves the state of a training between two steps.
+
+        In this order: wait for the save before, tell of it, ``before_save``, the snapshot, the
+        user's metadata, the hand-over to the job; with ``background=False`` the job is done here,
+        and told of at once.
+
+        Args:
+          step: the global step; in the end that of the snapshot counts.
+          training: what is trained.
+          monitored: stored with it.
 
         Raises:
-          CheckpointError: the last save failed.
+          CheckpointError: the save before has failed, or this one, as far as it is known.
         """
-        if self._failure is not None and (self._raises or at_the_end):
-            failure, self._failure = self._failure, None
+        self.collect(training)
+        self._save_now(step, training, monitored)
+        self.report()
+
+    def _save_now(
+        self, step: int, training: Training, monitored: Optional[Monitored] = None
+    ) -> Save:
+        training.before_save(step)
+        paid = self.cost.paid
+        save = Save()
+        try:
+            with self.cost.stalling():
+                tensors, save.step = training.snapshot(save)
+                metadata = _metadata_json(training, save.step)  # now: the user may change it later
+        except _FAILURES as error:
+            self.timer.update(step)
+            self._failed(step, error)
+            self.cost.saved(paid)
+            return save
+        stall = self.cost.stall if self._background else None
+        with self.cost.stalling():
+            self._hand_over(save, tensors, training.tensorflow_version, metadata, monitored, stall)
+        del tensors  # or their memory would be held until the next step
+        self.timer.update(save.step)
+        if not save.owns_memory:
+            self._tell(training)
+        self.cost.saved(paid)
+        return save
+
+    def _hand_over(self, save: Save, *what: Any) -> None:
+        self._save = save
+        save.job = Job(functools.partial(self._write, save, *what))
+        if self._background:
+            save.job.start("tf_h5_callback-writer")
+        else:
+            save.wait()  # does it, or waits for another thread that waits, too, and was faster
+
+    def _write(
+        self,
+        save: Save,
+        tensors: Mapping[str, Any],
+        tensorflow_version: Optional[str],
+        metadata_json: str,
+        monitored: Optional[Monitored],
+        stall_seconds: Optional[float],
+    ) -> None:
+        """The job: writes, reports, and only then cleans up."""
+        assert save.step is not None
+        step, start = save.step, time.monotonic()
+        path = self.directory.path_for(step)
+        try:
+            size = write_checkpoint(
+                path,
+                tensors,
+                global_step=step,
+                tensorflow_version=tensorflow_version,
+                metadata=metadata_json,
+                monitored=monitored,
+                stall_seconds=stall_seconds,
+            )
+        except Exception as error:
+            self._failed(step, error)
+            return
+        self._own.add(step)
+        self.saved_step, self._failure = step, None
+        self._unannounced.append(step)
+        _log_saved(path, size, time.monotonic() - start, stall_seconds)
+        try:
+            self._own.difference_update(self.directory.remove_surplus(step))
+        except _FAILURES as error:
+            _log.warning(
+                "step %d is saved, but old checkpoints in %s cannot be looked through: %s",
+                step,
+                self.directory.path,
+                error,
+            )
+
+    def _failed(self, step: int, error: Exception) -> None:
+        _log.error("step %d is not saved: %s", step, error)
+        if isinstance(error, _FAILURES) and not isinstance(error, CheckpointError):
+            cause, error = (
+                error,
+                CheckpointError(
+                    "cannot save checkpoint {}: {}".format(
+                        self.directory.path_for(step), str(error) or type(error).__name__
+                    )
+                ),
+            )
+            error.__cause__ = cause
+        self._failure = error
+
+    # What became of it
+
+    def wait(self) -> None:
+        """Returns when nothing is being written. From any thread; raises no failure."""
+        self._save.wait()
+
+    def collect(self, training: Training) -> None:
+        """Waits for the save in flight, tells the listeners, and raises its failure; see `report`.
+
+        Raises:
+          CheckpointError: the last save failed (with ``on_error="raise"``).
+        """
+        with self.cost.stalling():
+            self.wait()
+        self._tell(training)
+        self.report()
+
+    def _tell(self, training: Training) -> None:
+        while self._unannounced:
+            step = self._unannounced.popleft()
+            self.progress.saved(step)
+            if training.after_save(step):
+                self._stop_requested = True
+
+    def report(self) -> None:
+        """Raises the failure of the last save, once, unless failures are only warned of.
+
+        Raises:
+          CheckpointError: the last save failed (with ``on_error="raise"``).
+          Exception: something went wrong that is no failed save: always.
+        """
+        failure = self._failure
+        if failure is not None and (self._raises or not isinstance(failure, CheckpointError)):
+            self._failure = None
             raise failure
+
+    def raise_failure(self) -> None:
+        """Raises the failure of the last save in any case.
+
+        Another thread than the one that trains does not take it away from that one.
+        """
+        failure = self._failure
+        if failure is not None:
+            if get_ident() == self._began_in:
+                self._failure = None
+            raise failure
+
+    def finish(self, step: int, training: Training) -> Optional[CheckpointError]:
+        """Training ends at this step: saves it, unless it is saved, and waits until it is durable.
+
+        Returns:
+          What has to be raised in the end: the last save failed, or one before it whose failure
+          could not be raised at a step any more. None: the last step is on disk.
+        """
+        earlier: Optional[CheckpointError] = None
+        try:
+            self.collect(training)
+        except CheckpointError as error:
+            earlier = error
+        self.progress.advance(step)
+        if step == self.saved_step:
+            return earlier
+        save = self._save_now(step, training)
+        save.wait()
+        self._tell(training)
+        failure, self._failure = self._failure, None
+        if failure is None and (save.job is None or not save.job.succeeded):
+            failure = CheckpointError("step {} is not saved: its save was given up".format(step))
+        if failure is None or isinstance(failure, CheckpointError):
+            return failure or earlier
+        raise failure
+
+    # Going on
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether this training has made a checkpoint that is not deleted."""
+        return bool(self._own)
+
+    def read_own_newest(self, read: Callable[[Checkpoint], object]) -> Optional[str]:
+        """Reads the newest intact checkpoint that this training has saved.
+
+        Args:
+          read: see `CheckpointDir.read_newest_intact`.
+
+        Returns:
+          The file, or None if none of them is intact any more.
+        """
+        try:
+            newest = self.directory.read_newest_intact(read, among=self._own)
+        except CheckpointCorruptError as error:
+            _log.warning("%s", error)
+            newest = None
+        last = self.directory.path_for(max(self._own))
+        if newest is None or newest[0] != last:
+            _log.warning(
+                "the session was lost, and so is %s, which this run saved last; going on from %s",
+                last,
+                "what it began with" if newest is None else newest[0],
+            )
+        return None if newest is None else newest[0]
+
+    def close(self) -> None:
+        """Training has ended: the folder, the signals and the progress bar are given back."""
+        self.progress.close()
+        self.directory.close()
+        self.signals.restore()
+        _log.info("%s", self.cost)
+
+
+def _metadata_json(training: Training, step: int) -> str:
+    try:
+        return metadata_to_json(training.metadata(step))
+    except Exception as error:
+        raise CheckpointError(
+            "cannot save step {}: its metadata failed: {!r}".format(step, error)
+        ) from error
 
 
 def _log_saved(path: str, size: int, seconds: float, stall_seconds: Optional[float]) -> None:
