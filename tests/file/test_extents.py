@@ -1,10 +1,11 @@
 import os
+import sys
 
 import h5py
 import numpy as np
 import pytest
 
-from tf_h5_callback.file import extents as file_layout
+from tf_h5_callback.file import extents
 from tf_h5_callback.file import plan as planned_file
 from tf_h5_callback.file.plan import DatasetSpec
 
@@ -30,7 +31,7 @@ def write_planned(path, tensors):
 
 def locate(path):
     with h5py.File(path, "r") as f:
-        return file_layout.locate(f, os.path.getsize(path))
+        return extents.locate(f, os.path.getsize(path))
 
 
 def test_locate_finds_what_was_planned(tmp_path):
@@ -125,7 +126,7 @@ def test_data_beyond_the_end_of_the_file_is_refused(tmp_path):
     write_planned(path, {"w": np.ones(1000)})
     with h5py.File(path, "r") as f:
         with pytest.raises(ValueError, match="'w' ends beyond the end of the file"):
-            file_layout.locate(f, 5000)
+            extents.locate(f, 5000)
 
 
 @pytest.mark.parametrize("text", [b"plain", "t\u00e9xt"])
@@ -134,3 +135,35 @@ def test_strings_of_variable_length_are_references(text, tmp_path):
         f["w"] = text
     (extent,) = locate(tmp_path / "f.h5")
     assert extent.dtype == object and extent.nbytes == 16
+
+
+def test_a_list_of_names_that_does_not_end(tmp_path):
+    """As of a file whose structures lead in a circle: no more names than the file has room for."""
+    path = tmp_path / "f.h5"
+    with h5py.File(path, "w") as f:
+        for i in range(100):
+            f["name {}".format(i)] = i
+    with h5py.File(path, "r") as f:
+        with pytest.raises(ValueError, match="leads in a circle"):
+            extents.locate(f, 500)
+
+
+def test_an_interrupt_while_hdf5_lists_names_is_an_interrupt(tmp_path):
+    """h5py 3 makes a SystemError of what is raised in a callback."""
+    path = tmp_path / "f.h5"
+    with h5py.File(path, "w") as f:
+        f["a"] = 1
+
+    def trace(frame, event, arg):
+        if frame.f_code.co_name == "collect":
+            raise KeyboardInterrupt
+        return None
+
+    earlier = sys.gettrace()
+    with h5py.File(path, "r") as f:
+        sys.settrace(trace)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                extents.locate(f, 10000)
+        finally:
+            sys.settrace(earlier)

@@ -40,15 +40,20 @@ def locate(file: h5py.File, file_size: int) -> List[Extent]:
     names: List[bytes] = []
     room = file_size
 
-    def collect(name: bytes) -> None:
+    def collect(name: bytes) -> Optional[bool]:
         nonlocal room
         room -= len(name) + 8  # and the address it leads to
-        if room < 0:
-            raise ValueError("its list of names leads in a circle")
         names.append(name)
+        return True if room < 0 else None  # True: that is enough
 
-    # Any other order makes HDF5 build a table; where that fails it frees what it has not filled in.
-    file.id.links.iterate(collect, order=h5py.h5.ITER_NATIVE)
+    try:
+        # Any other order makes HDF5 build a table; if that fails it frees what it has not filled in.
+        file.id.links.iterate(collect, order=h5py.h5.ITER_NATIVE)
+    except SystemError as error:
+        # What h5py 3 makes of an exception in there, a KeyboardInterrupt too.
+        raise (error.__cause__ or error) from None
+    if room < 0:
+        raise ValueError("its list of names leads in a circle")
     extents = [_locate_one(file.id, name, file_size) for name in names]
     if sum(extent.nbytes for extent in extents) > file_size:
         # Many datasets can share bytes, and so a small file terabytes of tensors.

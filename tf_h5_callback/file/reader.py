@@ -133,9 +133,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
         except CheckpointError:
             self._file.close()
             raise
-        except (*H5PY_ERRORS, MemoryError) as error:
+        except H5PY_ERRORS as error:
             self._file.close()
             raise self._corrupt(str(error) or repr(error)) from error
+        except MemoryError as error:
+            # What it claims has been checked against its size: not the file is at fault.
+            self._file.close()
+            raise CheckpointError("no memory to open {}".format(self.path)) from error
 
     def _read_attributes(
         self, attributes: Mapping[str, Optional[np.ndarray]], extents: List[Extent]

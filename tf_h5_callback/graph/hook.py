@@ -60,7 +60,11 @@ class H5CheckpointHook(tf.train.SessionRunHook):
     Training stops only while the state is copied in memory; a thread writes the file. A save while
     the one before is still being written waits for it. A new run saves its initial state before
     the first step, a resumed run does not save again what it restored, and the last step is saved
-    at the end.
+    at the end. Ctrl-C may come at any moment: no file is torn, and one that is being written is
+    completed before the process exits.
+
+    Several threads may run the session: each checkpoint is taken while none of their runs goes on.
+    Used for another training, in a notebook say, a hook begins anew, as a new one would.
 
     Place it before hooks that look at the global step when the session is created
     (``tf.train.StopAtStepHook(num_steps=...)``), or pass it in ``chief_only_hooks``, which come
@@ -96,15 +100,17 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         nothing; or the path of a checkpoint to begin with, whatever is in ``checkpoint_dir``: a
         file, a folder, or a prefix of ``tf.train.Saver``; or a `Restore`, for other names, parts,
         and conversions. (A session made anew after a lost connection always goes on from the newest
-        checkpoint that this hook saved.)
+        checkpoint that this training has saved, or from the one before it if that is damaged.)
       listeners: ``tf.train.CheckpointSaverListener`` instances. ``after_save`` is called in the
         training thread once the file is durable: with ``background=True`` that is at a later step
         or at the end, but always before the ``before_save`` of the next save.
       background: write in a thread, from a copy of the state, whose memory is kept until the end;
         False: in the training thread, 64 MB at a time (or one tensor, if it is larger), for state
         that does not fit into memory a second time; restored likewise.
-      on_error: what to do when a save fails. ``"raise"``: raise at the next step; ``"warn"``: log
-        a warning and go on, but raise at the end if the last save failed.
+      on_error: what to do when a save fails, whatever the reason (the disk, no memory, ``metadata``
+        raises). ``"raise"``: raise CheckpointError at the next step; ``"warn"``: log it and go on,
+        but raise at the end if the last save failed. What fails once a file is durable, the
+        deletion of an old one for instance, is only ever a warning.
       progress: True shows a tqdm bar of global steps with the last checkpoint; or a tqdm bar of
         your own to be moved.
 

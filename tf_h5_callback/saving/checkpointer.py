@@ -162,7 +162,12 @@ class Checkpointer:
     @property
     def has_news(self) -> bool:
         """Whether a save has ended of which `collect` can tell."""
-        return bool(self._unannounced) or self._failure is not None
+        job = self._save.job
+        return (
+            bool(self._unannounced)
+            or self._failure is not None
+            or (job is not None and job.error is not None)
+        )
 
     def is_due(self, step: int) -> bool:
         """Whether to save at this step."""
@@ -261,10 +266,10 @@ class Checkpointer:
         stall_seconds: Optional[float],
     ) -> None:
         """The job: writes, reports, and only then cleans up."""
-        assert save.step is not None
-        step, start = save.step, time.monotonic()
-        path = self.directory.path_for(step)
         try:
+            assert save.step is not None
+            step, start = save.step, time.monotonic()
+            path = self.directory.path_for(step)
             size = write_checkpoint(
                 path,
                 tensors,
@@ -274,35 +279,32 @@ class Checkpointer:
                 monitored=monitored,
                 stall_seconds=stall_seconds,
             )
-        except Exception as error:
-            self._failed(step, error)
-            return
-        self._own.add(step)
-        self.saved_step, self._failure = step, None
-        self._unannounced.append(step)
-        _log_saved(path, size, time.monotonic() - start, stall_seconds)
-        try:
+            self._own.add(step)
+            self.saved_step, self._failure = step, None
+            self._unannounced.append(step)
+            _log_saved(path, size, time.monotonic() - start, stall_seconds)
             self._own.difference_update(self.directory.remove_surplus(step))
-        except _FAILURES as error:
+        except Exception as error:
+            self._failed(save.step, error)
+
+    def _failed(self, step: Optional[int], error: Exception) -> None:
+        """Takes note of an error that came before or after the file was durable."""
+        if step == self.saved_step and isinstance(error, _FAILURES):
             _log.warning(
-                "step %d is saved, but old checkpoints in %s cannot be looked through: %s",
+                "step %s is saved, but %s could not be tidied up after it: %s",
                 step,
                 self.directory.path,
                 error,
             )
-
-    def _failed(self, step: int, error: Exception) -> None:
-        _log.error("step %d is not saved: %s", step, error)
+            return
+        _log.error("step %s is not saved: %s", step, error)
         if isinstance(error, _FAILURES) and not isinstance(error, CheckpointError):
-            cause, error = (
-                error,
-                CheckpointError(
-                    "cannot save checkpoint {}: {}".format(
-                        self.directory.path_for(step), str(error) or type(error).__name__
-                    )
-                ),
+            what = str(error) or type(error).__name__
+            failure = CheckpointError(
+                "cannot save step {} in {}: {}".format(step, self.directory.path, what)
             )
-            error.__cause__ = cause
+            failure.__cause__ = error
+            error = failure
         self._failure = error
 
     # What became of it
@@ -323,6 +325,10 @@ class Checkpointer:
         self.report()
 
     def _tell(self, training: Training) -> None:
+        job = self._save.job
+        if job is not None and job.error is not None:  # it did not even get as far as to say so
+            error, job.error = job.error, None
+            self._failed(self._save.step, error)
         while self._unannounced:
             step = self._unannounced.popleft()
             self.progress.saved(step)
@@ -371,7 +377,7 @@ class Checkpointer:
         save.wait()
         self._tell(training)
         failure, self._failure = self._failure, None
-        if failure is None and (save.job is None or not save.job.succeeded):
+        if failure is None and self.saved_step != save.step:
             failure = CheckpointError("step {} is not saved: its save was given up".format(step))
         if failure is None or isinstance(failure, CheckpointError):
             return failure or earlier
@@ -394,7 +400,9 @@ class Checkpointer:
           The file, or None if none of them is intact any more.
         """
         try:
-            newest = self.directory.read_newest_intact(read, among=self._own)
+            newest = self.directory.read_newest_intact(
+                read, move_damaged=True, among=self._own
+            )
         except CheckpointCorruptError as error:
             _log.warning("%s", error)
             newest = None
