@@ -10,13 +10,23 @@ import pytest
 
 
 class FakeClock:
-    """Stands in for the ``time`` module where only ``monotonic`` is used."""
+    """Stands in for the ``time`` module: nobody waits, and a busy machine is no later.
+
+    Attributes:
+      now: seconds.
+      meanwhile: functions; each time somebody sleeps, the first is taken and called.
+    """
 
     def __init__(self):
-        self.now = 1000.0
+        self.now, self.meanwhile = 1000.0, []
 
     def monotonic(self):
         return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
 
 
 @pytest.fixture(params=[False, True], ids=["ref", "resource"])
@@ -26,10 +36,12 @@ def use_resource(request):
 
 @pytest.fixture
 def clock(monkeypatch):
+    from tf_h5_callback.folder import waiting
     from tf_h5_callback.saving import timer
 
     fake = FakeClock()
-    monkeypatch.setattr(timer, "time", fake)
+    for module in (timer, waiting):
+        monkeypatch.setattr(module, "time", fake)
     return fake
 
 

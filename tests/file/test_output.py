@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import zlib
@@ -16,12 +17,20 @@ BLOCK = block_output._BLOCK_SIZE
 RANDOM = np.random.RandomState(0).bytes(3 * BLOCK)
 
 
+def nothing_in_flight():
+    """Waits for threads, which end some time after their work; none may hang."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(60)
+    return threading.active_count() == 1
+
+
 def write(path, pieces):
     """Writes pieces, checks their checksums and the file, and that it can be appended to."""
     with open(path, "wb", buffering=0) as f:
         with BlockOutput(f, sum(map(len, pieces))) as output:
             crcs = [output.write(piece) for piece in pieces]
-        assert threading.active_count() == 1
+        assert nothing_in_flight()
         f.seek(0, os.SEEK_END)
         f.write(b"more")  # not aligned: an error if output were still direct
     assert crcs == [zlib.crc32(piece) for piece in pieces]
@@ -145,7 +154,7 @@ def test_an_error_in_any_block_is_raised_and_nothing_stays_in_flight(
         with pytest.raises(OSError, match="Input/output error"):
             with BlockOutput(f, len(RANDOM)) as output:
                 output.write(RANDOM[: 2 * BLOCK + 9])
-    assert threading.active_count() == 1
+    assert nothing_in_flight()
 
 
 def test_an_error_of_the_caller_waits_for_what_is_in_flight(tmp_path):
@@ -154,15 +163,105 @@ def test_an_error_of_the_caller_waits_for_what_is_in_flight(tmp_path):
             with BlockOutput(f, len(RANDOM)) as output:
                 output.write(RANDOM[: BLOCK + 9])
                 raise KeyError
-        assert threading.active_count() == 1
+        assert nothing_in_flight()
 
 
 def test_when_python_starts_no_more_threads(tmp_path, monkeypatch):
     def start(self):
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    monkeypatch.setattr(block_output._Output, "start", start)
+    monkeypatch.setattr(threading.Thread, "start", start)
     write(tmp_path / "f", [RANDOM])
+    with open(tmp_path / "f", "wb", buffering=0) as f:
+        monkeypatch.setattr(block_output, "write_at", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            with BlockOutput(f, len(RANDOM)) as output:
+                output.write(RANDOM)
+
+
+def full_disk(file, data, offset):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# Interrupts. Those at every line are in test_atomic
+
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+def test_an_interrupted_output_ends_when_nothing_is_in_flight(tmp_path, monkeypatch):
+    """A real interrupt; block_output waits for its first block, or is on its way there."""
+    real, written = _compat.write_at, []
+
+    def write_at(file, data, offset):
+        if offset == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        n = real(file, data, offset)
+        written.append(offset)
+        return n
+
+    monkeypatch.setattr(block_output, "write_at", write_at)
+    before, handler = descriptors(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with open(tmp_path / "f", "wb", buffering=0) as f:
+            with pytest.raises(KeyboardInterrupt):
+                with BlockOutput(f, 3 * len(RANDOM)) as output:
+                    for _ in range(3):
+                        output.write(RANDOM)
+            sent = output._offset // BLOCK
+            assert {i * BLOCK for i in range(sent)} <= set(written)
+            assert all(job.over for job in output._in_flight)
+        assert nothing_in_flight()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert descriptors() == before
+
+
+def test_blocks_that_nobody_waits_for_do_not_reach_another_file(tmp_path, monkeypatch):
+    """Interrupted again and again while it waits; the descriptor's number then has another file."""
+    go, real = threading.Event(), _compat.write_at
+
+    def write_at(file, data, offset):
+        assert go.wait(60)
+        return real(file, data, offset)
+
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(block_output, "write_at", write_at)
+        patch.setattr(block_output.Job, "wait", interrupted)
+        with open(tmp_path / "f", "wb", buffering=0) as f:
+            number = f.fileno()
+            with pytest.raises(KeyboardInterrupt):
+                with BlockOutput(f, len(RANDOM)) as output:
+                    output.write(RANDOM * 2)
+        assert not all(job.over for job in output._in_flight)
+        with open(tmp_path / "another", "w+b") as another:
+            assert another.fileno() == number
+            go.set()
+            assert nothing_in_flight()
+            assert another.read() == b""
+    assert all(job.succeeded for job in output._in_flight)
+    assert (tmp_path / "f").read_bytes()[: 2 * BLOCK] == RANDOM[: 2 * BLOCK]
+    assert descriptors() == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_block_given_up_is_an_error(tmp_path, monkeypatch):
+    """By an exception that is no Exception, in its thread: nothing tells what it was."""
+
+    def write_at(file, data, offset):
+        raise SystemExit
+
+    monkeypatch.setattr(block_output, "write_at", write_at)
+    with open(tmp_path / "f", "wb", buffering=0) as f:
+        with pytest.raises(OSError, match="a thread was ended"):
+            with BlockOutput(f, len(RANDOM)) as output:
+                output.write(RANDOM[: BLOCK + 1])
+    assert nothing_in_flight()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="needs root to mount")

@@ -414,6 +414,29 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(path, tmp_path, monk
         checkpoint.verify()
 
 
+@pytest.mark.parametrize("text", ["Unable to allocate 8.00 MiB for an array", ""])
+@pytest.mark.parametrize("lookup", [1, 2], ids=["planned", "written"])
+def test_not_enough_memory(text, lookup, path, tmp_path):
+    """For the tensors themselves, which a mapping may make when they are asked for, or for ours."""
+    write_checkpoint(path, TENSORS, global_step=1)
+    lookups = []
+
+    class Tensors(dict):
+        def __getitem__(self, name):
+            lookups.append(name)
+            if lookups.count(name) == lookup:
+                raise MemoryError(*[text] * bool(text))
+            return super().__getitem__(name)
+
+    message = "cannot save checkpoint {}: not enough memory".format(path)
+    with pytest.raises(h5.CheckpointError, match=re.escape(message)) as error:
+        write_checkpoint(path, Tensors(TENSORS), global_step=2)
+    assert isinstance(error.value.__cause__, MemoryError) and text in str(error.value)
+    assert os.listdir(tmp_path) == [os.path.basename(path)]
+    with h5.load_checkpoint(path) as checkpoint:
+        assert checkpoint.step == 1
+
+
 def test_a_folder_that_does_not_exist(tmp_path):
     path = tmp_path / "nowhere" / "f.h5"
     with pytest.raises(h5.CheckpointError, match=re.escape(str(path))):

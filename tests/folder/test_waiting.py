@@ -1,11 +1,7 @@
-import threading
-import time
-
 import numpy as np
 
 import tf_h5_callback as h5
 from tf_h5_callback.file.writer import write_checkpoint
-from tf_h5_callback.folder import waiting
 
 
 def save(folder, step):
@@ -15,38 +11,43 @@ def save(folder, step):
     return str(path)
 
 
-def test_each_new_checkpoint_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(waiting, "_POLL_SECS", 0.01)
+def test_each_new_checkpoint_once(tmp_path, clock):
     folder = tmp_path / "not there yet"
     iterator = h5.checkpoints_iterator(folder, timeout=30)
-    thread = threading.Timer(0.1, save, (folder, 3))
-    thread.start()
+    clock.meanwhile = [lambda: None, lambda: save(folder, 3)]
     assert next(iterator) == str(folder / "model.ckpt-3.h5")
-    thread.join()
+    assert clock.meanwhile == [] and clock.now == 1002
     save(folder, 4)
     newest = save(folder, 10)
     assert next(iterator) == newest
+    assert clock.now == 1002  # without waiting
+    clock.meanwhile = [lambda: save(folder, 11)]
+    assert next(iterator) == str(folder / "model.ckpt-11.h5")
 
 
-def test_a_timeout_ends_it(tmp_path):
+def test_without_a_timeout_it_waits_for_ever(tmp_path, clock):
+    clock.meanwhile = [lambda: None] * 10000 + [lambda: save(tmp_path, 1)]
+    assert next(h5.checkpoints_iterator(tmp_path)) == str(tmp_path / "model.ckpt-1.h5")
+
+
+def test_a_timeout_ends_it(tmp_path, clock):
     path = save(tmp_path, 1)
-    assert list(h5.checkpoints_iterator(tmp_path, timeout=0.05)) == [path]
+    assert list(h5.checkpoints_iterator(tmp_path, timeout=2.5)) == [path]
+    assert clock.now == 1002.5
 
 
-def test_timeout_fn_decides(tmp_path):
+def test_timeout_fn_decides(tmp_path, clock):
     answers = [False, True]
-    assert (
-        list(h5.checkpoints_iterator(tmp_path, timeout=0.02, timeout_fn=lambda: answers.pop(0)))
-        == []
-    )
-    assert answers == []
+    iterator = h5.checkpoints_iterator(tmp_path, timeout=2, timeout_fn=lambda: answers.pop(0))
+    assert list(iterator) == []
+    assert answers == [] and clock.now == 1004
 
 
-def test_min_interval(tmp_path):
+def test_min_interval(tmp_path, clock):
     save(tmp_path, 1)
-    iterator = h5.checkpoints_iterator(tmp_path, min_interval_secs=0.2, timeout=5)
+    iterator = h5.checkpoints_iterator(tmp_path, min_interval_secs=20, timeout=5)
     next(iterator)
-    begin = time.monotonic()
     save(tmp_path, 2)
+    clock.now += 3  # what the caller does with the first
     next(iterator)
-    assert time.monotonic() - begin >= 0.15
+    assert clock.now == 1020

@@ -1,8 +1,6 @@
 """Evaluation beside training: restores, never writes."""
 
 import os
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,11 +10,19 @@ from tf_h5_callback.file.writer import write_checkpoint
 
 tf = pytest.importorskip("tensorflow.compat.v1")
 
+from tf_h5_callback.graph import restore_hook  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def graph():
     with tf.Graph().as_default() as g:
         yield g
+
+
+@pytest.fixture
+def clock(clock, monkeypatch):
+    monkeypatch.setattr(restore_hook, "time", clock)
+    return clock
 
 
 def save(folder, step, **more):
@@ -91,17 +97,17 @@ def test_a_damaged_newest_one_is_left_where_it_is(tmp_path, damage):
     assert os.path.exists(path)
 
 
-@pytest.mark.parametrize("wait_secs", [0, 0.05])
-def test_no_checkpoint(tmp_path, wait_secs):
+@pytest.mark.parametrize("wait_secs", [0, 5])
+def test_no_checkpoint(tmp_path, clock, wait_secs):
     with pytest.raises(h5.CheckpointNotFoundError, match="nowhere"):
         evaluate(h5.H5RestoreHook(tmp_path / "nowhere", wait_secs=wait_secs), model())
+    assert clock.now == 1000 + wait_secs
 
 
-def test_waiting_for_the_first(tmp_path):
-    timer = threading.Timer(1.0, save, (tmp_path / "run", 3))
-    timer.start()
+def test_waiting_for_the_first(tmp_path, clock):
+    clock.meanwhile = [lambda: None, lambda: save(tmp_path / "run", 3)]
     assert evaluate(h5.H5RestoreHook(tmp_path / "run", wait_secs=60), model()) == [3, 3, 3]
-    timer.join()
+    assert clock.meanwhile == []
 
 
 def test_following_a_run(tmp_path, damage, caplog):
@@ -120,17 +126,16 @@ def test_following_a_run(tmp_path, damage, caplog):
         assert session.run(w).tolist() == [4, 4, 4]
 
 
-def test_following_looks_only_now_and_then(tmp_path, monkeypatch):
+def test_following_looks_only_now_and_then(tmp_path, clock):
     save(tmp_path / "run", 1)
     w = model()
     hook = h5.H5RestoreHook(tmp_path / "run", follow_secs=30)
     with tf.train.SingularMonitoredSession(hooks=[hook]) as session:
         save(tmp_path / "run", 2)
+        clock.now += 29.5
         assert session.run(w).tolist() == [1, 1, 1]
-        real = time.monotonic
-        monkeypatch.setattr(time, "monotonic", lambda: real() + 31)
+        clock.now += 0.5
         assert session.run(w).tolist() == [2, 2, 2]
-        monkeypatch.undo()
 
 
 def test_a_path_in_restore_is_refused(tmp_path):

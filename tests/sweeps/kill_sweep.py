@@ -7,7 +7,7 @@
 Real processes train and save, and are killed:
 
 - at the n-th system call of a save, for every n: strace injects the signal, before the call is
-  executed. These save below TensorFlow, in the main thread, with the hook's ``CheckpointSaver``.
+  executed. These save below TensorFlow, in the main thread, with the hook's ``Checkpointer``.
 - at random moments around a save, again and again: what resumes after a kill is the next victim.
   Some save below TensorFlow, the others are whole training sessions with the hook.
 
@@ -51,7 +51,11 @@ from tf_h5_callback.file import writer as checkpoint_file
 from tf_h5_callback.file.reader import Checkpoint
 from tf_h5_callback.folder.directory import CheckpointDir, read_verified
 from tf_h5_callback.folder.retention import Retention
-from tf_h5_callback.saving import checkpointer as checkpoint_saver
+from tf_h5_callback.saving import checkpointer
+from tf_h5_callback.saving.budget import SavingCost
+from tf_h5_callback.saving.progress import Progress
+from tf_h5_callback.saving.signals import SignalRequest
+from tf_h5_callback.saving.timer import SaveTimer
 
 Tensors = Dict[str, np.ndarray]
 
@@ -156,8 +160,8 @@ class Note:
 
 def victim(workload: Workload, folder: str, notes: str) -> None:
     """The process that is killed, and the one that resumes."""
-    assert hasattr(checkpoint_saver, "write_checkpoint")
-    checkpoint_saver.write_checkpoint = WRITERS[workload.writer]
+    assert hasattr(checkpointer, "write_checkpoint")
+    checkpointer.write_checkpoint = WRITERS[workload.writer]
     train = train_with_tensorflow if workload.tensorflow else train_with_numpy
     train(workload, folder, Note(notes))
 
@@ -166,14 +170,29 @@ def train_with_numpy(workload: Workload, folder: str, note: Note) -> None:
     """What the hook does, without TensorFlow and in the main thread."""
     files = CheckpointDir(folder, retention=Retention(max_to_keep=workload.max_to_keep))
     files.open_for_writing()
-    saver = checkpoint_saver.CheckpointSaver(files, background=False, on_error="raise")
 
-    def save(step: int) -> None:
-        note("saving", step)
-        saver.save(step, {"global_step:0": np.array(step), **state}, "none", "{}")
-        saver.wait()
-        saver.report()
-        note("saved", step)
+    class Training(checkpointer.Training):
+        tensorflow_version = "none"
+
+        def before_save(self, step: int) -> None:
+            note("saving", step)
+
+        def snapshot(self, owner: checkpointer.Save) -> Tuple[Tensors, int]:
+            return {"global_step:0": np.array(step), **state}, step
+
+        def after_save(self, step: int) -> bool:
+            note("saved", step)
+            return False
+
+    saver = checkpointer.Checkpointer(
+        files,
+        SaveTimer(workload.save_steps),
+        SavingCost(),
+        SignalRequest(None),
+        Progress(),
+        background=False,
+    )
+    training = Training()
 
     if workload.restore is None:
         newest = files.read_newest_intact(read_verified, move_damaged=True)
@@ -183,7 +202,7 @@ def train_with_numpy(workload: Workload, folder: str, note: Note) -> None:
     if read is None:
         step, state = 0, state_at(workload, 0)
         note("start", step)
-        save(step)
+        saver.save(step, training)
     else:
         state = read
         step = int(state.pop("global_step:0"))
@@ -194,7 +213,7 @@ def train_with_numpy(workload: Workload, folder: str, note: Note) -> None:
             value += step
         note("step", step)
         if step % workload.save_steps == 0:
-            save(step)
+            saver.save(step, training)
 
 
 def train_with_tensorflow(workload: Workload, folder: str, note: Note) -> None:

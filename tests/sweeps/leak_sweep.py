@@ -12,14 +12,17 @@ import os
 import sys
 import tempfile
 import threading
-from typing import Callable, Iterator, List, NamedTuple
+from typing import Any, Callable, Iterator, List, Mapping, NamedTuple, Tuple
 
 import numpy as np
 
-from tf_h5_callback.file.writer import write_checkpoint
 from tf_h5_callback.folder.directory import CheckpointDir
 from tf_h5_callback.folder.retention import Retention
-from tf_h5_callback.saving.background import BackgroundWriter
+from tf_h5_callback.saving.budget import SavingCost
+from tf_h5_callback.saving.checkpointer import Checkpointer, Save, Training
+from tf_h5_callback.saving.progress import Progress
+from tf_h5_callback.saving.signals import SignalRequest
+from tf_h5_callback.saving.timer import SaveTimer
 
 STATE = 100_000  # elements of float32
 
@@ -34,6 +37,9 @@ class Usage(NamedTuple):
 
 
 def usage(saves: int) -> Usage:
+    for thread in threading.enumerate():
+        if thread.name.startswith("tf_h5_callback"):
+            thread.join(60)  # what it did is done, so it ends: a leak is one that does not
     with open("/proc/self/statm") as f:
         pages = int(f.read().split()[1])
     descriptors = len(os.listdir("/proc/self/fd"))
@@ -44,22 +50,21 @@ def bare(folder: str) -> Iterator[None]:
     """Saves as the hook does, without TensorFlow; strings vary in size, so plans vary, too."""
     directory = CheckpointDir(folder, retention=Retention(max_to_keep=2))
     directory.open_for_writing()
-    writer = BackgroundWriter()
+    checkpointer = Checkpointer(
+        directory, SaveTimer(1), SavingCost(), SignalRequest(None), Progress()
+    )
     rng = np.random.RandomState(0)
 
-    def job(step: int) -> Callable[[], None]:
-        state = {"w:0": np.full(STATE, step, "f4"), "global_step:0": np.array(step)}
-        state["iterator"] = np.array(b"x" * rng.randint(1, 20000), dtype=object)
+    class Model(Training):
+        def snapshot(self, owner: Save) -> Tuple[Mapping[str, Any], int]:
+            state = {"w:0": np.full(STATE, step, "f4"), "global_step:0": np.array(step)}
+            state["iterator"] = np.array(b"x" * rng.randint(1, 20000), dtype=object)
+            return state, step
 
-        def run() -> None:
-            write_checkpoint(directory.path_for(step), state, global_step=step)
-            directory.remove_surplus(step)
-
-        return run
-
+    training = Model()
     for step in itertools.count():
-        writer.submit(job(step))
-        writer.wait()  # measured between saves
+        checkpointer.save(step, training)
+        checkpointer.collect(training)  # measured between saves
         yield
 
 

@@ -41,12 +41,12 @@ CHILD = """
 
 
 def read_in_child(path, memory=32 * MEGABYTE):
-    """What a child prints that may use so much memory for reading, and 30 seconds."""
+    """What a child prints that may use so much memory for reading."""
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(CHILD), str(path), str(memory)],
         check=True,
         capture_output=True,
-        timeout=30,
+        timeout=300,  # only if it hangs
         text=True,
     ).stdout
 
@@ -416,7 +416,8 @@ ACCIDENTS = """
     sys.path.insert(0, {!r})
     import isolation
 
-    isolation.SECONDS = 2
+    isolation.SECONDS = 2  # of a processor
+    isolation.PATIENCE = 150  # times as long by the clock
     accidents = {{
         "read": lambda: None,
         "wrong": lambda: None,

@@ -15,12 +15,14 @@ import re
 import shutil
 import uuid
 import weakref
-from typing import IO, Any, Iterator
+from typing import IO, Any, Callable, Optional, TypeVar
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
 
 _TEMPORARY = re.compile(r"\..+\.tf-h5-[0-9a-f]{32}\.tmp")
 
@@ -31,31 +33,35 @@ def temporary_name(path: str) -> str:
     return os.path.join(folder, ".{}.tf-h5-{}.tmp".format(name, uuid.uuid4().hex))
 
 
-@contextlib.contextmanager
-def atomic_write(path: str, size: int) -> Iterator[IO[bytes]]:
-    """Opens a temporary file that gets its name, durably, if the block succeeds.
+def atomic_write(path: str, size: int, write: Callable[[IO[bytes]], T]) -> T:
+    """Writes a temporary file that gets its name, durably, if that succeeds.
+
+    A function that is given one, and not a context manager, where an interrupt can come between the
+    end of the block and what has to be done then.
 
     Args:
       path: the file; one that exists is replaced.
       size: bytes needed, about.
+      write: called with the temporary file, binary and unbuffered; its ``name`` is its path.
 
-    Yields:
-      The temporary file, binary and unbuffered; its ``name`` is its path.
+    Returns:
+      What ``write`` returned.
 
     Raises:
-      OSError: the file could not be written; the temporary file is removed, an earlier file of
-        this name stays. If space is what lacks, the text says how much is needed and how much is
-        free.
+      OSError: the file could not be written. If space is what lacks, the text says how much is
+        needed and how much is free. Whatever is raised, by ``write`` as well: the temporary file is
+        removed, and an earlier file of this name stays, unless the new one has just replaced it.
     """
     folder = os.path.dirname(path)
     temporary = temporary_name(path)
-    with FolderLock(folder) as lock:
+    lock = FolderLock(folder)
+    try:
         try:
             free = shutil.disk_usage(folder).free
             if free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with open(temporary, "xb", buffering=0) as f:
-                yield f
+                result = write(f)
                 os.fsync(f.fileno())
             os.replace(temporary, path)
         except BaseException as error:
@@ -70,6 +76,9 @@ def atomic_write(path: str, size: int) -> Iterator[IO[bytes]]:
                 ) from error
             raise
         lock.sync()
+        return result
+    finally:
+        lock.close()
 
 
 class FolderLock:
@@ -87,8 +96,12 @@ class FolderLock:
 
     def __init__(self, folder: str):
         self._folder = folder
-        self._handle = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else -1
-        self._close = weakref.finalize(self, _close, self._handle)
+        self._handle = -1
+        self._close: Optional[weakref.finalize] = None
+        if hasattr(os, "O_DIRECTORY"):
+            # One line: an interrupt between the two would leave the folder open for good.
+            self._close = weakref.finalize(self, os.close, os.open(folder, os.O_RDONLY))
+            self._handle = self._close.peek()[2][0]  # type: ignore[index]
         self._flock("LOCK_SH")
 
     def _flock(self, *flags: str) -> bool:
@@ -108,7 +121,8 @@ class FolderLock:
 
     def close(self) -> None:
         """Gives the lock back."""
-        self._close()
+        if self._close is not None:
+            self._close()
 
     def sync(self) -> None:
         """Makes renames in the folder durable; Windows has no such call and needs none."""
@@ -119,8 +133,3 @@ class FolderLock:
 def is_temporary(name: str) -> bool:
     """Whether a file name is one of `temporary_name`."""
     return _TEMPORARY.fullmatch(name) is not None
-
-
-def _close(handle: int) -> None:
-    if handle >= 0:
-        os.close(handle)

@@ -5,18 +5,25 @@ copy into the page cache: the pages for it are neither looked for nor freed agai
 data is not pushed out of it. In return, memory and offsets must be multiples of 4096, so everything
 is copied once, into blocks, where its checksum is computed while it is in the processor's cache.
 Two blocks are on their way to the disk while the next one is filled.
+
+After an interrupt they may still be on their way when the file is closed, and the number of its
+descriptor may soon be that of another file. So each block has a descriptor of its own, which is
+closed when the block is written.
 """
 
 from __future__ import annotations
 
 import errno
-import threading
+import functools
+import io
+import os
 from collections import deque
-from typing import IO, Any, Deque, List, Optional, Tuple
+from typing import IO, Any, Deque, List, Tuple
 
 import numpy as np
 
 from tf_h5_callback._compat import crc32, set_direct, write_at
+from tf_h5_callback.job import Job
 
 # Each call that gives the GIL away may wait 5 ms to get it back: few, large blocks.
 _BLOCK_SIZE = 8 << 20
@@ -30,8 +37,9 @@ _CRC_STEP = 5 << 10  # up to this size, crc32() keeps the GIL
 class BlockOutput:
     """Writes a file from its first byte to its last; a context manager.
 
-    At the end of the block everything is written, or an error raised; nothing is in flight any
-    more, whatever happened.
+    At the end of the ``with`` block everything is written, or an error raised, and nothing is in
+    flight any more. What still is, after an interrupt at the very end or a second one, does no
+    harm: it goes into this file and no other, and whoever interrupted will have no use for that.
 
     Args:
       file: an unbuffered binary file, empty.
@@ -50,7 +58,7 @@ class BlockOutput:
         ]
         self._fill = 0  # bytes of the first of them
         self._offset = 0  # where it goes
-        self._in_flight: Deque[_Output] = deque()
+        self._in_flight: Deque[Job] = deque()
         self._replaced: List[Tuple[int, memoryview]] = []  # offset, new bytes, of earlier blocks
 
     def write(self, data: Any) -> int:
@@ -87,67 +95,66 @@ class BlockOutput:
 
     def _put(self) -> None:
         """Sends the first block on its way and takes the next one."""
-        output = _Output(self._file, self._blocks[0], self._offset, self._direct)
-        try:
-            output.start()
-        except RuntimeError:  # since Python 3.12 there are no new threads once the main one is over
-            output.run()
-        self._in_flight.append(output)
+        own, block = _duplicate(self._file), self._blocks[0]
+        job = Job(functools.partial(_write_block, own, block, self._offset, self._direct))
+        self._in_flight.append(job)
+        job.start("tf_h5_callback-output")
         self._offset += self._fill
         self._fill = 0
         self._blocks.append(self._blocks.pop(0))
         if len(self._in_flight) == len(self._blocks):  # or the next one is still in use
-            self._in_flight.popleft().result()
+            finish(self._in_flight[0])
+            self._in_flight.popleft()
 
     def __enter__(self) -> BlockOutput:
         return self
 
     def __exit__(self, kind: Any, *exc_info: Any) -> None:
+        for job in self._in_flight:
+            job.wait()
+        if kind is not None:
+            for job in self._in_flight:
+                _take_error(job)
+            return
+        while self._in_flight:
+            finish(self._in_flight.popleft())
+        if self._direct:
+            set_direct(self._file, False)  # the rest is no whole page
+        write_all(self._file, self._blocks[0][: self._fill], self._offset)
+        for offset, data in self._replaced:
+            write_all(self._file, data, offset)
+
+
+def finish(job: Job) -> None:
+    """Returns when a job is over; raises what it has raised."""
+    job.wait()
+    if not job.succeeded:
+        raise _take_error(job)
+
+
+def _take_error(job: Job) -> Exception:
+    # In the job it makes a circle with its traceback, and keeps all that is in the frames of that.
+    error, job.error = job.error, None
+    return error or OSError("a thread was ended in the middle of its work")
+
+
+def _duplicate(file: IO[bytes]) -> io.FileIO:
+    """The same file with a descriptor of its own."""
+    # One call, in C: no interrupt comes between the descriptor and the object that will close it.
+    return next(map(io.FileIO, map(os.dup, [file.fileno()]), ["wb"]))
+
+
+def _write_block(file: IO[bytes], block: memoryview, offset: int, direct: bool) -> None:
+    """Writes a block and closes the file."""
+    with file:
         try:
-            while self._in_flight:
-                self._in_flight.popleft().result()
-        finally:
-            for output in self._in_flight:
-                output.finish()
-        if kind is None:
-            if self._direct:
-                set_direct(self._file, False)  # the rest is no whole page
-            write_all(self._file, self._blocks[0][: self._fill], self._offset)
-            for offset, data in self._replaced:
-                write_all(self._file, data, offset)
-
-
-class _Output(threading.Thread):
-    """A block on its way to the disk."""
-
-    def __init__(self, file: IO[bytes], block: memoryview, offset: int, direct: bool):
-        super().__init__(name="tf_h5_callback-output")
-        self._file, self._block, self._offset, self._direct = file, block, offset, direct
-        self._error: Optional[BaseException] = None
-
-    def run(self) -> None:
-        try:
-            try:
-                write_all(self._file, self._block, self._offset)
-            except OSError as error:
-                if error.errno != errno.EINVAL or not self._direct:
-                    raise
-                # The file system wants larger pages, or has written a part of one (it may be full).
-                set_direct(self._file, False)
-                write_all(self._file, self._block, self._offset)
-        except BaseException as error:
-            self._error = error  # raised by result(), in the thread that asks
-
-    def finish(self) -> None:
-        """Returns when the file is not used any more."""
-        if self.ident is not None:
-            self.join()
-
-    def result(self) -> None:
-        """Returns when the block is written; raises what happened to it."""
-        self.finish()
-        if self._error is not None:
-            raise self._error
+            write_all(file, block, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not direct:
+                raise
+            # The file system wants larger pages, or has written a part of one (it may be full).
+            set_direct(file, False)
+            write_all(file, block, offset)
 
 
 def write_all(file: IO[bytes], data: Any, offset: int) -> None:

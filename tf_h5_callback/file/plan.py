@@ -2,9 +2,9 @@
 
 HDF5 decides where things go, but it never touches the disk. For a set of datasets `plan` lets it
 lay out a file in memory, without data; a file of many gigabytes takes a few kilobytes there. From
-then on a file with those datasets is plain output (`output`), in order: bytes of HDF5, a
-tensor, bytes of HDF5, a tensor. Before the end HDF5 adds the attributes to the plan, in memory
-again, and the bytes that it changed are replaced.
+then on a file with those datasets is plain output (`output`), in order: all that HDF5 has to say of
+them, and the tensors. Before the end HDF5 adds the attributes to the plan, in memory again: the
+bytes that it changed are replaced, and what is new comes last.
 
 There are two reasons. A thread that makes h5py calls while the training thread runs Python waits up
 to 5 ms for the GIL after each of them (400 small tensors: 9.4 s instead of 0.04 s); plain output
@@ -14,22 +14,27 @@ raise the error, and HDF5 may crash at exit; errors of plain output are raised.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import io
 import os
-from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Tuple
+import threading
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import h5py
 import numpy as np
 
 from tf_h5_callback.file import dtypes
-from tf_h5_callback.file.output import BlockOutput
+from tf_h5_callback.file.output import BlockOutput, finish
+from tf_h5_callback.job import Job
 
 _LARGE = 64 << 10  # tensors from this size on are aligned
 _ALIGNMENT = 64
 
 # The oldest file format with checksums in all of its metadata; read by HDF5 1.8 (2008) and newer.
 _LIBVER = h5py.h5f.LIBVER_V18
+
+_CACHE_SIZE = 16 << 20  # bytes of plans that are kept
+_SPEC_SIZE = 450  # bytes that Python needs for a dataset's name, shape and offset, about
 
 
 class DatasetSpec(NamedTuple):
@@ -41,34 +46,56 @@ class DatasetSpec(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The names of the datasets that have bytes, in file order, and HDF5's bytes around them.
+    """Where everything goes.
 
-    ``gaps[i]`` comes before the bytes of ``names[i]``, the last gap after all of them. ``size`` is
-    that of the file in bytes, ``image`` the whole of it without the data.
+    Attributes:
+      specs: of all datasets.
+      extents: name and offset of those that have bytes, in file order.
+      image: the file without the data: HDF5's bytes, and zeros. HDF5 puts all of its own in front
+        of the first dataset; wherever else it put some, they would be written as well.
     """
 
-    names: Tuple[str, ...]
-    gaps: Tuple[bytes, ...]
-    size: int
+    specs: Tuple[DatasetSpec, ...]
+    extents: Tuple[Tuple[str, int], ...]
     image: _SparseFile
+
+    @property
+    def size(self) -> int:
+        """That of the file, in bytes."""
+        return self.image.size
+
+    @property
+    def memory(self) -> int:
+        """The bytes that the plan itself takes, about."""
+        return self.image.memory + _SPEC_SIZE * len(self.specs)
 
 
 class _SparseFile(io.RawIOBase):
-    """A file in memory that holds only the pages that were written; the rest reads as zeros.
+    """A file in memory that holds only the pages that are not all zeros.
 
-    HDF5 reads and writes it through h5py's driver for file objects.
+    HDF5 reads and writes it through h5py's driver for file objects. What is raised on the way can
+    get lost in there, and when HDF5 cannot write it cannot close the file, and the process hangs
+    or crashes at exit. So exceptions are kept for `_opened`, and writing never fails.
 
     Attributes:
       size: in bytes.
+      error: the last exception, or None.
     """
 
     _PAGE = 4096
+    _ZEROS = bytes(_PAGE)
 
     def __init__(self) -> None:
         self._pages: Dict[int, bytes] = {}
         self._position = 0
         self.size = 0
+        self.error: Optional[BaseException] = None
         self._written: List[Tuple[int, int]] = []  # from where to where
+
+    @property
+    def memory(self) -> int:
+        """The bytes that it takes in memory, about."""
+        return len(self._pages) * self._PAGE
 
     def changes(self) -> Iterator[Tuple[int, bytes]]:
         """What was written, in order, each byte once, in as few pieces as possible."""
@@ -90,8 +117,7 @@ class _SparseFile(io.RawIOBase):
     def read_at(self, offset: int, size: int) -> bytes:
         """The bytes at an offset; the position stays where it is."""
         first, last = offset // self._PAGE, (offset + size - 1) // self._PAGE
-        empty = bytes(self._PAGE)
-        pages = b"".join(self._pages.get(page, empty) for page in range(first, last + 1))
+        pages = b"".join(self._pages.get(page, self._ZEROS) for page in range(first, last + 1))
         start = offset - first * self._PAGE
         return pages[start : start + size]
 
@@ -112,76 +138,152 @@ class _SparseFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        view[:] = self.read_at(self._position, len(view))
+        try:
+            view = memoryview(buffer).cast("B")
+            view[:] = self.read_at(self._position, len(view))
+        except BaseException as error:
+            self.error = error
+            raise
         self._position += len(view)
         return len(view)
 
     def write(self, data: Any) -> int:
-        new = bytes(data)
-        self._written.append((self._position, self._position + len(new)))
-        first, start = divmod(self._position, self._PAGE)
+        size = len(data)
+        try:
+            self._write_at(self._position, bytes(data))
+        except BaseException as error:
+            self.error = error
+        self._position += size
+        self.size = max(self.size, self._position)
+        return size
+
+    def _write_at(self, offset: int, new: bytes) -> None:
+        self._written.append((offset, offset + len(new)))
+        first, start = divmod(offset, self._PAGE)
         end = start + len(new)
         count = -(-end // self._PAGE)
         old = self.read_at(first * self._PAGE, count * self._PAGE)
         pages = old[:start] + new + old[end:]
         for i in range(count):
-            self._pages[first + i] = pages[i * self._PAGE : (i + 1) * self._PAGE]
-        self._position += len(new)
-        self.size = max(self.size, self._position)
-        return len(new)
+            page = pages[i * self._PAGE : (i + 1) * self._PAGE]
+            if page != self._ZEROS:
+                self._pages[first + i] = page
+            else:
+                self._pages.pop(first + i, None)
 
     def truncate(self, size: Any = None) -> int:
         self.size = self._position if size is None else size
         return self.size
 
 
-def _access(file: _SparseFile) -> h5py.h5p.PropFAID:
+@contextlib.contextmanager
+def _opened(image: _SparseFile, create: bool = False) -> Iterator[Any]:
+    """HDF5's handle of a file in memory; closes it, and all that was opened in it."""
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(_LIBVER, _LIBVER)
     access.set_alignment(_LARGE, _ALIGNMENT)
-    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, file)
-    return access
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, image)
+    try:
+        if create:
+            fid = h5py.h5f.create(b"plan", h5py.h5f.ACC_EXCL, fapl=access)
+        else:
+            fid = h5py.h5f.open(b"plan", h5py.h5f.ACC_RDWR, fapl=access)
+        try:
+            yield fid
+        finally:
+            fid.close()
+    finally:
+        if image.error is not None:
+            raise image.error  # in place of what HDF5 and h5py made of it
 
 
-_SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
+def _uninterrupted(work: Callable[[], None]) -> None:
+    """Lets HDF5 work in another thread than the main one, where no interrupt comes.
+
+    HDF5 calls `_SparseFile`. An interrupt in there gets lost, or becomes another error, and HDF5
+    knows nothing of the bytes that were not written.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    job = Job(work)
+    job.start("tf_h5_callback-plan")
+    finish(job)
 
 
-@functools.lru_cache(maxsize=16)
+# Those used last, the newest first; replaced as a whole, since an interrupt comes at any line.
+_plans: Tuple[Layout, ...] = ()
+
+
 def plan(specs: Tuple[DatasetSpec, ...]) -> Layout:
-    """Lets HDF5 lay out a file of contiguous, allocated, unwritten datasets.
+    """Lets HDF5 lay out a file of contiguous, allocated, unwritten datasets, once.
 
     Raises:
       TypeError: a dtype has no place in HDF5.
       ValueError: a name cannot be one of a dataset.
     """
+    global _plans
+    known = _plans
+    layout = next((layout for layout in known if layout.specs == specs), None)
+    if layout is None:
+        layout = _plan(specs)
+    plans, memory = [layout], layout.memory
+    for other in known:
+        if other is not layout:
+            memory += other.memory
+            if memory > _CACHE_SIZE:
+                break
+            plans.append(other)
+    _plans = tuple(plans)
+    return layout
+
+
+def _plan(specs: Tuple[DatasetSpec, ...]) -> Layout:
+    image = _SparseFile()
+    extents: List[Tuple[int, str]] = []
+
+    def work() -> None:
+        with _opened(image, create=True) as fid:
+            extents.extend(_allocate(specs, _create(fid, specs)))
+
+    _uninterrupted(work)
+    in_order = tuple((name, offset) for offset, name in sorted(extents))
+    return Layout(specs, in_order, image.copy())
+
+
+_SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
+
+
+def _create(fid: Any, specs: Tuple[DatasetSpec, ...]) -> List[Any]:
+    """Creates datasets whose bytes have no place yet."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
-    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     creation.set_obj_track_times(False)
     link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     link.set_char_encoding(h5py.h5t.CSET_UTF8)
-    image = _SparseFile()
-    extents = []
-    fid = h5py.h5f.create(b"plan", h5py.h5f.ACC_EXCL, fapl=_access(image))
-    try:
-        for name, shape, dtype in specs:
-            space = h5py.h5s.create_simple(shape) if shape else _SCALAR
-            type_id = dtypes.h5_type(dtype)
-            dataset = h5py.h5d.create(fid, name.encode("utf-8"), type_id, space, creation, link)
-            offset = dataset.get_offset()
-            if offset is not None:
-                extents.append((offset, dataset.get_storage_size(), name))
-            del dataset  # before the file, which is really closed with the last of its objects
-    finally:
-        fid.close()
-    gaps, position = [], 0
-    for offset, size, _ in sorted(extents):
-        gaps.append(image.read_at(position, offset - position))
-        position = offset + size
-    gaps.append(image.read_at(position, image.size - position))
-    return Layout(tuple(name for _, _, name in sorted(extents)), tuple(gaps), image.size, image)
+    datasets = []
+    for name, shape, dtype in specs:
+        space = h5py.h5s.create_simple(shape) if shape else _SCALAR
+        type_id = dtypes.h5_type(dtype)
+        datasets.append(h5py.h5d.create(fid, name.encode("utf-8"), type_id, space, creation, link))
+    # Some of its structures get their place when they are first written: now, not amid the data.
+    h5py.h5f.flush(fid)
+    return datasets
+
+
+def _allocate(specs: Tuple[DatasetSpec, ...], datasets: List[Any]) -> Iterator[Tuple[int, str]]:
+    """Lets HDF5 find places, by writing a zero to each first element; yields offsets and names."""
+    for (name, shape, dtype), dataset in zip(specs, datasets):
+        if 0 in shape:
+            continue
+        space = dataset.get_space()
+        if shape:
+            space.select_hyperslab((0,) * len(shape), (1,) * len(shape))
+        dataset.write(_SCALAR, space, np.zeros((), dtype), dataset.get_type())
+        yield dataset.get_offset(), name
 
 
 def write(
@@ -208,30 +310,34 @@ def write(
     """
     crcs = {}
     with BlockOutput(file, size) as output:
-        for name, gap in zip(layout.names, layout.gaps):
-            output.write(gap)
-            crcs[name] = output.write(read(name).reshape(-1).view(np.uint8))
+        position = 0
+        for name, offset in layout.extents:
+            if offset > position:
+                output.write(layout.image.read_at(position, offset - position))
+            data = read(name).reshape(-1).view(np.uint8)
+            crcs[name] = output.write(data)
+            position = offset + len(data)
         image = _with_attributes(layout, attributes(crcs))
-        end = layout.size - len(layout.gaps[-1])  # that of the last tensor
-        for offset, data in image.changes():
-            output.replace(offset, data[: max(0, end - offset)])
-        output.write(image.read_at(end, image.size - end))
+        for offset, new in image.changes():
+            output.replace(offset, new[: max(0, position - offset)])
+        output.write(image.read_at(position, image.size - position))
     return image.size
 
 
 def _with_attributes(layout: Layout, attributes: Mapping[str, Any]) -> _SparseFile:
     image = layout.image.copy()
-    fid = h5py.h5f.open(b"plan", h5py.h5f.ACC_RDWR, fapl=_access(image))
-    try:
-        for key, value in attributes.items():
-            if isinstance(value, str):
-                value = np.array(value.encode("utf-8"))
-                type_id = h5py.h5t.py_create(value.dtype)
-                type_id.set_cset(h5py.h5t.CSET_UTF8)
-            else:
-                type_id = h5py.h5t.py_create(value.dtype)
-            space = h5py.h5s.create_simple(value.shape) if value.shape else _SCALAR
-            h5py.h5a.create(fid, key.encode(), type_id, space).write(np.asarray(value), type_id)
-    finally:
-        fid.close()
+
+    def work() -> None:
+        with _opened(image) as fid:
+            for key, value in attributes.items():
+                if isinstance(value, str):
+                    value = np.array(value.encode("utf-8"))
+                    type_id = h5py.h5t.py_create(value.dtype)
+                    type_id.set_cset(h5py.h5t.CSET_UTF8)
+                else:
+                    type_id = h5py.h5t.py_create(value.dtype)
+                space = h5py.h5s.create_simple(value.shape) if value.shape else _SCALAR
+                h5py.h5a.create(fid, key.encode(), type_id, space).write(np.asarray(value), type_id)
+
+    _uninterrupted(work)
     return image

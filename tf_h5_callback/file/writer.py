@@ -9,7 +9,7 @@ import datetime
 import json
 import os
 import time
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Union
+from typing import IO, Any, Dict, Mapping, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -72,8 +72,9 @@ def write_checkpoint(
       The size of the file in bytes.
 
     Raises:
-      CheckpointError: the file could not be written (disk full, no permission, ...) or a tensor's
-        dtype has no place in HDF5. No temporary file is left, an earlier file of this name stays.
+      CheckpointError: the file could not be written (disk full, no permission, too little memory,
+        ...) or a tensor's dtype has no place in HDF5. No temporary file is left, an earlier file of
+        this name stays.
       TypeError: the metadata is not JSON.
     """
     path = os.path.abspath(os.fspath(path))
@@ -92,14 +93,22 @@ def write_checkpoint(
         given["metrics"] = json.dumps({k: v for k, v in metrics.items() if v is not None})
         return _attributes(given, encoded, crcs)
 
+    def write(file: IO[bytes]) -> int:
+        return plan.write(
+            file, layout, size, lambda key: _stored(tensors, encoded, key), attributes
+        )
+
     try:
         encoded = _encode(tensors)
         layout = plan.plan(tuple(encoded.specs.values()))
         size = layout.size + len(given["metadata"]) + 4 * len(encoded.specs) + _ATTRIBUTES_SIZE
-        with atomic_write(path, size) as f:
-            return plan.write(
-                f, layout, size, lambda key: _stored(tensors, encoded, key), attributes
+        return atomic_write(path, size, write)
+    except MemoryError as error:
+        raise CheckpointError(
+            "cannot save checkpoint {}: not enough memory{}".format(
+                path, " ({})".format(error) if str(error) else ""
             )
+        ) from error
     except (*H5PY_ERRORS, TypeError) as error:
         raise CheckpointError("cannot save checkpoint {}: {}".format(path, error)) from error
 

@@ -17,6 +17,8 @@ from tf_h5_callback.file.reader import Checkpoint
 
 _log = logging.getLogger("tf_h5_callback")
 
+_NOT_READ = "%s; it is neither counted nor deleted"
+
 
 class _Facts(NamedTuple):
     """What a checkpoint says of itself."""
@@ -59,6 +61,7 @@ class Retention:
         self._max_to_keep = max_to_keep
         self._hours = keep_checkpoint_every_n_hours
         self._keep_best = keep_best
+        # Of the files that were there the last time, with their time of modification.
         self._facts: Dict[Tuple[str, int], Optional[_Facts]] = {}
 
     def surplus(self, paths: Sequence[str]) -> List[str]:
@@ -67,7 +70,7 @@ class Retention:
             return []
         kept = set(paths[-self._max_to_keep :])
         if self._hours is not None or self._keep_best:
-            facts = {path: self._read(path) for path in paths}
+            facts = self._read(paths)
             # What cannot be read is never deleted.
             kept.update(path for path, fact in facts.items() if fact is None)
             readable = {path: fact for path, fact in facts.items() if fact is not None}
@@ -77,21 +80,33 @@ class Retention:
                 kept.update(best_first({p: f.monitored for p, f in readable.items()})[:1])
         return [path for path in paths if path not in kept]
 
-    def _read(self, path: str) -> Optional[_Facts]:
-        """Each file is read once."""
-        try:
-            key = path, os.stat(path).st_mtime_ns
-            if key not in self._facts:
-                self._facts[key] = None
-                with Checkpoint(path) as checkpoint:
-                    written_at = checkpoint.written_at or datetime.datetime.fromtimestamp(
-                        key[1] / 1e9, datetime.timezone.utc
-                    )
-                    self._facts[key] = _Facts(written_at, checkpoint.monitored)
-            return self._facts[key]
-        except (CheckpointError, FileNotFoundError) as error:
-            _log.warning("%s; it is neither counted nor deleted", error)
-            return None
+    def _read(self, paths: Sequence[str]) -> Dict[str, Optional[_Facts]]:
+        """What the files say, None for those that cannot be read. Each is read once."""
+        facts: Dict[str, Optional[_Facts]] = {}
+        there: Dict[Tuple[str, int], Optional[_Facts]] = {}
+        for path in paths:
+            try:
+                key = path, os.stat(path).st_mtime_ns
+            except FileNotFoundError as error:
+                _log.warning(_NOT_READ, error)
+                facts[path] = None
+            else:
+                facts[path] = self._facts[key] if key in self._facts else _read_one(*key)
+                there[key] = facts[path]
+        self._facts = there
+        return facts
+
+
+def _read_one(path: str, mtime_ns: int) -> Optional[_Facts]:
+    try:
+        with Checkpoint(path) as checkpoint:
+            written_at = checkpoint.written_at or datetime.datetime.fromtimestamp(
+                mtime_ns / 1e9, datetime.timezone.utc
+            )
+            return _Facts(written_at, checkpoint.monitored)
+    except CheckpointError as error:
+        _log.warning(_NOT_READ, error)
+        return None
 
 
 def _hourly(facts: Dict[str, _Facts], distance: datetime.timedelta) -> Iterator[str]:

@@ -4,17 +4,55 @@ CheckFreq (Mohan et al., FAST'21) measures what a checkpoint costs, chooses an i
 overhead, and makes it longer when the overhead is exceeded. This is an account instead: training
 time earns, saves spend, and the next one comes as soon as it is paid for. So the interval grows
 when saves become dearer (a slower disk, a larger model) and shrinks when they become cheaper.
+
+Not all that takes time is training or saving: a laptop is closed, an evaluation runs between two
+steps, the first step compiles. So nothing is trusted that was measured once; see `_Usual`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from typing import Callable, Iterator, Optional
+from bisect import bisect_left, insort
+from collections import deque
+from typing import Callable, Deque, Iterator, List, Optional
 
-# The weight of the newest measurement in a running mean.
-_NEWEST_STEP = 0.05
-_NEWEST_SAVE = 0.3
+
+class _Usual:
+    """What something usually takes, from its last few measurements.
+
+    One or two of them may be anything; a third one is believed. The mean is that of all but those,
+    since the median would say that training takes no longer for every tenth step being a long one.
+
+    Args:
+      count: how many measurements are remembered.
+
+    Attributes:
+      limit: nothing longer than this is believed: three times the third longest.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+        self._last: Deque[float] = deque()
+        self._ordered: List[float] = []
+        self.limit = 0.0
+
+    def add(self, seconds: float) -> None:
+        ordered = self._ordered
+        if len(ordered) == self._count:
+            del ordered[bisect_left(ordered, self._last.popleft())]
+        self._last.append(seconds)
+        insort(ordered, seconds)
+        self.limit = 3 * ordered[-3:][0]  # of one or two, the shorter
+
+    @property
+    def is_known(self) -> bool:
+        return len(self._ordered) >= 3
+
+    @property
+    def mean(self) -> float:
+        believed = [seconds for seconds in self._ordered if seconds <= self.limit]
+        return sum(believed) / len(believed)
 
 
 class OverheadBudget:
@@ -38,20 +76,26 @@ class OverheadBudget:
             )
         self._max_overhead = max_overhead
         self._account = 0.0  # seconds
-        self._step: Optional[float] = None  # mean seconds of a step beside which nothing is written
-        self._cost: Optional[float] = None  # mean seconds of a save
+        self._bound = 0.0  # of the account, both ways
+        self._alone = _Usual(32)  # steps beside which nothing is written
+        self._beside = _Usual(32)  # the others
+        self._costs = _Usual(8)  # of saves
+        self._cost = 0.0  # seconds that a save usually costs
+        self._saves = 0
         self._cost_so_far: Optional[float] = None  # of the last save, until it is over
         self._unpaid = False  # that save
+        self._step: Optional[float] = None  # mean seconds of a step when it was made
         self._writing_steps = 0  # of that save
         self._steps_after = 0  # since they are over
         self._tail = 0  # how many of these may be slower, too
 
     @property
     def pays(self) -> bool:
-        """Whether a save is paid for; the first one is when a step has been taken."""
-        if self._step is None or not self._steps_after:
+        """Whether a save is paid for; none is before it is known what a step takes."""
+        if not self._alone.is_known or not self._steps_after:
             return False
-        return self._account >= (self._cost or 0.0)
+        # The second one gets credit: the cost of one alone may be anything.
+        return self._saves < 2 or self._account >= self._cost
 
     def step_taken(self, seconds: float, writing: bool) -> None:
         """A step, and what the user does between two, took so long.
@@ -65,17 +109,22 @@ class OverheadBudget:
         else:
             self._steps_after += 1
         # What a save leaves behind in the system and in the caches makes later steps slower, too.
-        beside = writing or self._steps_after <= min(self._tail, self._writing_steps)
-        if not beside:
-            self._settle()
-            mean = seconds if self._step is None else self._step
-            self._step = mean + _NEWEST_STEP * (seconds - mean)
-            self._account += self._max_overhead * seconds
-        elif self._step is None:  # nothing to compare it with yet
-            self._account += self._max_overhead * seconds
-        else:
+        if not writing and self._steps_after > min(self._tail, self._writing_steps):
+            if self._cost_so_far is not None:
+                self._settle()
+            alone = self._alone
+            alone.add(seconds)
+            if alone.is_known:
+                earned = self._max_overhead * min(seconds, alone.limit)
+                self._account = min(self._account + earned, self._bound)
+        elif self._step is not None:  # there is something to compare it with
+            beside = self._beside
+            beside.add(seconds)
+            limit = (beside if beside.is_known else self._alone).limit
+            # A disk that makes training wait once for each save is found out save by save.
+            limit = max(limit, self._step + self._cost)
             # Below zero, too, by chance: the mean of many saves tells.
-            self._spend(seconds - self._step)
+            self._spend(min(seconds, limit) - self._step)
             self._account += self._max_overhead * self._step
 
     def saved(self, stall: float, unpaid: bool) -> None:
@@ -85,9 +134,12 @@ class OverheadBudget:
           stall: the seconds.
           unpaid: the save came for another reason, before it was paid for. Nobody owes for that.
         """
-        self._settle()
+        if self._cost_so_far is not None:
+            self._settle()
+        self._step = self._alone.mean if self._alone.is_known else None
         self._tail = self._steps_after // 2  # the others tell what a step takes
         self._writing_steps = self._steps_after = 0
+        self._saves += 1
         self._cost_so_far, self._unpaid = 0.0, unpaid
         self._spend(stall)
 
@@ -98,11 +150,12 @@ class OverheadBudget:
             self._cost_so_far += seconds
 
     def _settle(self) -> None:
-        """The cost of the last save is known."""
-        if self._cost_so_far is not None:
-            mean = self._cost_so_far if self._cost is None else self._cost
-            self._cost = max(0.0, mean + _NEWEST_SAVE * (self._cost_so_far - mean))
-            self._cost_so_far = None
+        """The cost of the last save is known; if it was an exceptional one, not all is owed."""
+        assert self._cost_so_far is not None
+        self._costs.add(max(0.0, self._cost_so_far))
+        self._cost_so_far = None
+        self._cost, self._bound = self._costs.mean, self._costs.limit
+        self._account = max(-self._bound, min(self._account, self._bound))
 
 
 class SavingCost:

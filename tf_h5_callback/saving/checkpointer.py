@@ -400,9 +400,7 @@ class Checkpointer:
           The file, or None if none of them is intact any more.
         """
         try:
-            newest = self.directory.read_newest_intact(
-                read, move_damaged=True, among=self._own
-            )
+            newest = self.directory.read_newest_intact(read, move_damaged=True, among=self._own)
         except CheckpointCorruptError as error:
             _log.warning("%s", error)
             newest = None
