@@ -2,10 +2,10 @@
 
     python tests/sweeps/interrupt_sweep.py               # every line, and 300 real Ctrl-Cs
     python tests/sweeps/interrupt_sweep.py --every 50 --signals 0   # a slice
-    python tests/sweeps/interrupt_sweep.py --only "saves KeyboardInterrupt background 117"
+    python tests/sweeps/interrupt_sweep.py --only "saves KeyboardInterrupt background job.py:73 1"
 
-A trace function raises KeyboardInterrupt or MemoryError at the n-th line event of the package's
-code, for every n, while a real session
+A trace function raises KeyboardInterrupt or MemoryError at every line of the package's code, the
+first and the last time that the training thread comes by (``--occurrences``), while a real session
 
 - ``saves``: trains and saves, with saves that wait for the one before;
 - ``waits``: calls ``wait_until_finished()`` while a file is being written;
@@ -58,12 +58,20 @@ SIZE = 1 << 18  # elements; 1 MB: copied by the operation of the snapshot
 HANGS_AFTER = 300  # seconds
 
 
-class Injector:
-    """Raises at one line event of the package in this thread."""
+class Event(NamedTuple):
+    """A line of the package, and how often it was come by."""
 
-    def __init__(self, error: type, at: Optional[int]):
-        self.error, self.at, self.count = error, at, 0
-        self.where: Optional[str] = None
+    line: str
+    occurrence: int
+
+
+class Injector:
+    """Raises at one line event of the package in this thread; notes all events before it."""
+
+    def __init__(self, error: type, at: Optional[Event]):
+        self.error, self.at = error, at
+        self.seen: Dict[str, int] = collections.OrderedDict()  # line -> how often
+        self.done = False
 
     def __enter__(self) -> Injector:
         sys.settrace(self._called)
@@ -77,10 +85,11 @@ class Injector:
 
     def _line(self, frame: Any, event: str, arg: Any) -> Any:
         if event == "line":
-            self.count += 1
-            if self.count == self.at:
-                name = os.path.relpath(frame.f_code.co_filename, PACKAGE)
-                self.where = "{}:{} {}".format(name, frame.f_lineno, frame.f_code.co_name)
+            name = os.path.relpath(frame.f_code.co_filename, PACKAGE)
+            line = "{}:{}".format(name, frame.f_lineno)
+            self.seen[line] = self.seen.get(line, 0) + 1
+            if self.at == (line, self.seen[line]):
+                self.done = True
                 sys.settrace(None)
                 raise self.error("injected")
         return self._line
@@ -130,7 +139,9 @@ def model() -> Model:
 class Trial:
     """One training, with one injection; `violations` tells what was wrong afterwards."""
 
-    def __init__(self, model: Model, folder: str, error: type, background: bool, at: Optional[int]):
+    def __init__(
+        self, model: Model, folder: str, error: type, background: bool, at: Optional[Event]
+    ):
         self.model, self.folder = model, folder
         self.listener, self.lost = Listener(folder), Lost()
         self.hook = h5.H5CheckpointHook(
@@ -171,14 +182,13 @@ class Trial:
         self.last = int(session._coordinated_creator.tf_sess.run(self.model.step))
 
     def _look_at(self, error: BaseException) -> None:
-        injected = self.injector.where is not None
         chain: List[Any] = [error]
         while chain[-1].__cause__ is not None:
             chain.append(chain[-1].__cause__)
         fine = type(error) is self.injector.error or (
             isinstance(error, h5.CheckpointError) and type(chain[-1]) is MemoryError
         )
-        if not (injected and fine):
+        if not (self.injector.done and fine):
             self.violations.append("raised {!r}".format(error))
 
     def check(self) -> List[str]:
@@ -265,10 +275,10 @@ WHERE = {"background": True, "foreground": False}
 
 
 class Outcome(NamedTuple):
-    """An injection: which, at which line, and what was wrong afterwards."""
+    """An injection: of which kind, where, and what was wrong afterwards."""
 
-    name: str
-    where: Optional[str]
+    kind: str
+    where: str
     violations: List[str]
 
 
@@ -283,32 +293,34 @@ def slow_disk() -> None:
     output.write_all = write_all
 
 
-def one(model: Model, case: str, error: str, where: str, at: Optional[int]) -> Outcome:
+def one(model: Model, case: str, error: str, where: str, at: Optional[Event]) -> Any:
+    """One injection: its outcome. At None: what lines are come by, and how often."""
     folder = tempfile.mkdtemp(prefix="interrupt_sweep-")
     faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
     try:
         trial = Trial(model, folder, ERRORS[error], WHERE[where], at)
         trial.run(CASES[case])
-        name = "{} {} {} {}".format(case, error, where, at)
+        violations = trial.check()
         if at is None:
-            return Outcome(name, str(trial.injector.count), trial.check())
-        return Outcome(name, trial.injector.where, trial.check())
+            assert not violations or "TORN" in str(violations), violations
+            return trial.injector.seen
+        return Outcome(" ".join((case, error, where)), "{} {}".format(*at), violations)
     finally:
         faulthandler.cancel_dump_traceback_later()
         shutil.rmtree(folder, ignore_errors=True)  # a thread may still write, if all is wrong
 
 
-def sweep(every: int = 1, seed: int = 0) -> Iterator[Outcome]:
-    """Injects at every so manieth line of each case, and one past the last."""
+def sweep(occurrences: int = 2, every: int = 1, seed: int = 0) -> Iterator[Outcome]:
+    """Injects at the first so many times of each line, but one, and at the last."""
+    rng = random.Random(seed)
     with tf.Graph().as_default():
         built = model()
         for case, error, where in itertools.product(CASES, ERRORS, WHERE):
-            outcome = one(built, case, error, where, None)
-            assert outcome.where is not None
-            if outcome.violations:
-                yield outcome
-            lines = int(outcome.where)
-            for at in range(1 + random.Random(seed).randrange(every), lines + 1, every):
+            events = []
+            for line, count in one(built, case, error, where, None).items():
+                times = sorted({*range(1, min(occurrences, count + 1)), count})
+                events += [Event(line, n) for n in times[:occurrences]]
+            for at in events[rng.randrange(every) :: every]:
                 yield one(built, case, error, where, at)
 
 
@@ -369,13 +381,13 @@ def interrupt(seed: int) -> Outcome:
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGINT:
         violations.append("ended with {}".format(status))
     shutil.rmtree(folder)
-    name = "SIGINT {}".format(seed)
-    return Outcome(name, "twice" if twice else "once", violations)
+    return Outcome("SIGINT, twice" if twice else "SIGINT", str(seed), violations)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=1, help="inject at every so manieth line")
+    parser.add_argument("--occurrences", type=int, default=2, help="how often at one line")
+    parser.add_argument("--every", type=int, default=1, help="only at every so manieth of these")
     parser.add_argument("--signals", type=int, default=300, help="how many real SIGINTs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one injection again, as it was printed")
@@ -384,12 +396,12 @@ def main() -> int:
     slow_disk()
     if args.only:
         with tf.Graph().as_default():
-            case, error, where, at = args.only.split()
-            print(one(model(), case, error, where, int(at)))
+            case, error, where, line, occurrence = args.only.split()
+            print(one(model(), case, error, where, Event(line, int(occurrence))))
         return 0
     # First: what has trained before it forks has threads that the child lacks.
     outcomes = [interrupt(args.seed + i) for i in range(args.signals)]
-    for outcome in sweep(args.every, args.seed):
+    for outcome in sweep(args.occurrences, args.every, args.seed):
         outcomes.append(outcome)
         if outcome.violations:
             print(outcome, flush=True)
@@ -410,8 +422,7 @@ def table(outcomes: List[Outcome]) -> str:
     """Counts by kind, as text."""
     counts: Dict[str, List[int]] = collections.OrderedDict()
     for outcome in outcomes:
-        kind = outcome.name.rpartition(" ")[0]
-        row = counts.setdefault(kind, [0, 0])
+        row = counts.setdefault(outcome.kind, [0, 0])
         row[0] += 1
         row[1] += bool(outcome.violations)
     lines = ["{:<44}{:>10}{:>12}".format("Python " + sys.version.split()[0], "cases", "violations")]

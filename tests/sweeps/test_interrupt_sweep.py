@@ -26,10 +26,10 @@ def sweep(*arguments, code=None):
 
 
 def test_an_interrupt_at_some_lines():
-    done = sweep("--every", "211", "--signals", "6", "--seed", str(SEED))
+    done = sweep("--every", "80", "--signals", "6", "--seed", str(SEED))
     assert done.returncode == 0, done.stdout + done.stderr
     row = done.stdout.splitlines()[-1].split()
-    assert row[0] == "all" and int(row[1]) > 80 and row[2] == "0"
+    assert row[0] == "all" and int(row[1]) > 60 and row[2] == "0"
 
 
 def test_the_sweep_notices_memory_that_nobody_owns():
@@ -39,7 +39,7 @@ def test_the_sweep_notices_memory_that_nobody_owns():
         "from tf_h5_callback.saving import checkpointer as c\n"
         "c.Save.owns_memory = property(lambda self: False)\n"
         "c.Save.wait = lambda self: None\n"
-        "sys.argv[1:] = ['--every', '60', '--signals', '0']\n"
+        "sys.argv[1:] = ['--every', '10', '--occurrences', '1', '--signals', '0']\n"
         "s.CASES.pop('restores'), s.CASES.pop('recovers'), s.WHERE.pop('foreground')\n"
         "sys.exit(s.main())\n"
     )

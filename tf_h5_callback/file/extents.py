@@ -47,7 +47,7 @@ def locate(file: h5py.File, file_size: int) -> List[Extent]:
         return True if room < 0 else None  # True: that is enough
 
     try:
-        # Any other order makes HDF5 build a table; if that fails it frees what it has not filled in.
+        # Any other order makes HDF5 build a table; if that fails it frees what it never filled in.
         file.id.links.iterate(collect, order=h5py.h5.ITER_NATIVE)
     except SystemError as error:
         # What h5py 3 makes of an exception in there, a KeyboardInterrupt too.
