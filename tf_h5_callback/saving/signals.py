@@ -66,6 +66,7 @@ class SignalRequest:
             )
         try:
             for number in self._signals:
+                _waiting_for(number)  # lets go those whose training died, and what they hold
                 in_place = signal.getsignal(number)
                 if not isinstance(in_place, _Handler):
                     signal.signal(number, _Handler(in_place))
