@@ -97,6 +97,7 @@ class Job:
             self.succeeded = True
         except Exception as error:
             self.error = error
+            del self  # the error holds this frame: there would be a circle
 
     def _end_as(self, me: object) -> None:
         if self._done_by.get("who") is me:

@@ -26,10 +26,10 @@ def sweep(*arguments, code=None):
 
 
 def test_an_interrupt_at_some_lines():
-    done = sweep("--every", "80", "--signals", "6", "--seed", str(SEED))
+    done = sweep("--every", "120", "--signals", "6", "--seed", str(SEED))
     assert done.returncode == 0, done.stdout + done.stderr
     row = done.stdout.splitlines()[-1].split()
-    assert row[0] == "all" and int(row[1]) > 60 and row[2] == "0"
+    assert row[0] == "all" and int(row[1]) > 40 and row[2] == "0"
 
 
 def test_the_sweep_notices_memory_that_nobody_owns():
@@ -45,4 +45,5 @@ def test_the_sweep_notices_memory_that_nobody_owns():
     )
     done = sweep(code=code)
     assert done.returncode == 1
-    assert "TORN" in done.stdout or "LOST" in done.stdout, done.stdout + done.stderr
+    row = [line for line in done.stdout.splitlines() if line.startswith("all ")][0].split()
+    assert int(row[2]) > 3, done.stdout + done.stderr
