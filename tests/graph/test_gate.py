@@ -20,7 +20,7 @@ class Runner(threading.Thread):
     def run(self):
         self.gate.enter()
         self.entered.set()
-        assert self.finish.wait(60)
+        assert self.finish.wait(300)
         if self.leaves:
             self.gate.leave()
 
@@ -28,7 +28,7 @@ class Runner(threading.Thread):
 def test_runs_that_have_begun_are_waited_for(monkeypatch):
     gate, events = RunGate(), []
     runner = Runner(gate)
-    assert runner.entered.wait(60)
+    assert runner.entered.wait(300)
     real = gate._left.wait
 
     def wait(seconds):
@@ -43,17 +43,23 @@ def test_runs_that_have_begun_are_waited_for(monkeypatch):
 
 
 def test_new_runs_wait_until_it_is_over():
-    gate, held = RunGate(), []
+    gate, held, waits = RunGate(), [], threading.Event()
+    real = gate._opened.wait
+
+    def wait(seconds):
+        waits.set()
+        return real(seconds)
+
+    gate._opened.wait = wait
 
     def snapshot():
         held.append(Runner(gate))
         held[0].finish.set()
-        waits = held[0].gate._opened.wait
-        assert not waits(0)
+        assert waits.wait(300)
         assert not held[0].entered.is_set()
 
     gate.alone(snapshot)
-    assert held[0].entered.wait(60)
+    assert held[0].entered.wait(300)
     held[0].join()
 
 
@@ -83,7 +89,7 @@ def test_a_run_that_does_not_end_is_waited_for_once(monkeypatch, caplog):
     monkeypatch.setattr(module, "_POLL_SECS", 0.001)
     gate = RunGate()
     runner = Runner(gate)
-    assert runner.entered.wait(60)
+    assert runner.entered.wait(300)
     assert gate.alone(lambda: 1) == gate.alone(lambda: 1) == 1
     assert len(caplog.records) == 1 and "has not ended for" in caplog.text
     runner.finish.set()
@@ -95,7 +101,7 @@ def test_an_error_opens_it_again():
     with pytest.raises(ZeroDivisionError):
         gate.alone(lambda: 1 / 0)
     runner = Runner(gate)
-    assert runner.entered.wait(60)
+    assert runner.entered.wait(300)
     runner.finish.set()
     runner.join()
 

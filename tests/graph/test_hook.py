@@ -855,7 +855,7 @@ def first_write_fails(monkeypatch):
     def write_all(file, data, offset):
         writes.append(1)
         if len(writes) == 1:
-            assert go.wait(60)
+            assert go.wait(300)
             raise OSError(28, "No space left on device")
         real(file, data, offset)
 
@@ -1024,7 +1024,7 @@ def test_training_goes_on_while_a_file_is_written(folder, monkeypatch):
     go, real = threading.Event(), block_output.write_all
 
     def slow(file, data, offset):
-        assert go.wait(60)
+        assert go.wait(300)
         real(file, data, offset)
 
     monkeypatch.setattr(block_output, "write_all", slow)

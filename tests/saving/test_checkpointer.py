@@ -99,7 +99,7 @@ def disk(monkeypatch):
 
     def write_all(*args):
         Disk.asked.set()
-        assert Disk.go.wait(60)
+        assert Disk.go.wait(300)
         if Disk.error is not None:
             raise Disk.error
         real(*args)
@@ -132,7 +132,7 @@ def test_what_was_restored_is_not_saved_again(tmp_path, training):
 def test_the_arrays_are_the_jobs_until_it_has_reported(tmp_path, training, disk):
     checkpointer = make(tmp_path)
     checkpointer.save(0, training)
-    assert disk.asked.wait(60)
+    assert disk.asked.wait(300)
     owner = training.owner
     assert owner.owns_memory and checkpointer.busy
     training.step = 1
@@ -175,7 +175,7 @@ def test_in_the_foreground_training_waits_for_another_thread_that_was_faster(
         if threading.current_thread() is threading.main_thread() and self.job is not None:
             other = threading.Thread(target=real, args=(self,))
             other.start()
-            assert disk.asked.wait(60)  # the other thread has it
+            assert disk.asked.wait(300)  # the other thread has it
             disk.go.set()
         real(self)
 

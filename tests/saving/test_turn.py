@@ -1,5 +1,6 @@
 import threading
 
+from tf_h5_callback.saving import turn as module
 from tf_h5_callback.saving.turn import Turn
 
 
@@ -15,10 +16,10 @@ def test_one_thread_at_a_time_and_others_do_not_wait():
     def first():
         done.append("first")
         inside.set()
-        assert leave.wait(60)
+        assert leave.wait(300)
 
     thread = in_thread(lambda: turn.do(first))
-    assert inside.wait(60)
+    assert inside.wait(300)
     turn.do(lambda: done.append("second"))
     assert done == ["first"]
     leave.set()
@@ -27,17 +28,20 @@ def test_one_thread_at_a_time_and_others_do_not_wait():
     assert done == ["first", "third"]
 
 
-def test_who_waits_comes_next():
+def test_who_waits_comes_next(monkeypatch):
     turn, inside, leave, done = Turn(), threading.Event(), threading.Event(), []
 
     def first():
         inside.set()
-        assert leave.wait(60)
+        assert leave.wait(300)
         done.append("first")
 
     thread = in_thread(lambda: turn.do(first))
-    assert inside.wait(60)
+    assert inside.wait(300)
+    asked = threading.Event()
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: asked.set())
     waiting = in_thread(lambda: turn.do(lambda: done.append("second"), wait=True))
+    assert asked.wait(300)
     leave.set()
     thread.join()
     waiting.join()

@@ -229,7 +229,6 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         checkpointer, training = self._checkpointer, self._train_in(session)
         self._monitored = None
         checkpointer.cost.session_began()
-        checkpointer.signals.install()
         checkpointer.collect(training)
         self._state.add_late_variables()
         restored = self._restore_into(session)
@@ -238,6 +237,7 @@ class H5CheckpointHook(tf.train.SessionRunHook):
         checkpointer.begin_at(
             step, training, restored is not None and _same_file(restored, self._dir.path_for(step))
         )
+        checkpointer.signals.install()  # now there is something that can act upon them
 
     def _train_in(self, session: Any) -> SessionTraining:
         training = self._training

@@ -124,6 +124,7 @@ class Checkpointer:
     Attributes:
       saved_step: the step of the last checkpoint that is durable, or None.
       turn: whose turn it is to save.
+      has_news: a save has ended of which `collect` can tell.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class Checkpointer:
         self._background = background
         self._raises = on_error == "raise"
         self.turn = Turn()
+        self.has_news = False
         self.saved_step: Optional[int] = None
         self._save = Save()  # the last one, or the one in flight
         self._own: Set[int] = set()  # steps that this training has saved and that were not deleted
@@ -158,16 +160,6 @@ class Checkpointer:
     def busy(self) -> bool:
         """Whether a file is being written."""
         return self._save.owns_memory
-
-    @property
-    def has_news(self) -> bool:
-        """Whether a save has ended of which `collect` can tell."""
-        job = self._save.job
-        return (
-            bool(self._unannounced)
-            or self._failure is not None
-            or (job is not None and job.error is not None)
-        )
 
     def is_due(self, step: int) -> bool:
         """Whether to save at this step."""
@@ -200,9 +192,13 @@ class Checkpointer:
 
     def save_if_due(self, step: int, training: Training, monitored: Optional[Monitored]) -> None:
         """Saves if it is time to; see `save` for the arguments."""
-        if self.timer.is_due(step) or (self.signals.save and step != self.timer.last_step):
-            self.save(step, training, monitored)
-        self.signals.take()
+        signalled = self.signals.take()  # before the snapshot: one that comes later wants another
+        try:
+            if self.timer.is_due(step) or (signalled and step != self.timer.last_step):
+                self.save(step, training, monitored)
+        except BaseException:
+            self.signals.save = signalled or self.signals.save
+            raise
 
     def save(self, step: int, training: Training, monitored: Optional[Monitored] = None) -> None:
         """Saves the state of a training between two steps.
@@ -282,6 +278,7 @@ class Checkpointer:
             self._own.add(step)
             self.saved_step, self._failure = step, None
             self._unannounced.append(step)
+            self.has_news = True
             _log_saved(path, size, time.monotonic() - start, stall_seconds)
             self._own.difference_update(self.directory.remove_surplus(step))
         except Exception as error:
@@ -306,6 +303,7 @@ class Checkpointer:
             failure.__cause__ = error
             error = failure
         self._failure = error
+        self.has_news = True
 
     # What became of it
 
@@ -325,6 +323,7 @@ class Checkpointer:
         self.report()
 
     def _tell(self, training: Training) -> None:
+        self.has_news = False
         job = self._save.job
         if job is not None and job.error is not None:  # it did not even get as far as to say so
             error, job.error = job.error, None
