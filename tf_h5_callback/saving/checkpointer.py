@@ -124,7 +124,6 @@ class Checkpointer:
     Attributes:
       saved_step: the step of the last checkpoint that is durable, or None.
       turn: whose turn it is to save.
-      has_news: a save has ended of which `collect` can tell.
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class Checkpointer:
         self._background = background
         self._raises = on_error == "raise"
         self.turn = Turn()
-        self.has_news = False
+        self._news = False
         self.saved_step: Optional[int] = None
         self._save = Save()  # the last one, or the one in flight
         self._own: Set[int] = set()  # steps that this training has saved and that were not deleted
@@ -160,6 +159,11 @@ class Checkpointer:
     def busy(self) -> bool:
         """Whether a file is being written."""
         return self._save.owns_memory
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a save is over, old files deleted and all, of which `collect` can tell."""
+        return self._news and not self.busy
 
     def is_due(self, step: int) -> bool:
         """Whether to save at this step."""
@@ -278,7 +282,7 @@ class Checkpointer:
             self._own.add(step)
             self.saved_step, self._failure = step, None
             self._unannounced.append(step)
-            self.has_news = True
+            self._news = True
             _log_saved(path, size, time.monotonic() - start, stall_seconds)
             self._own.difference_update(self.directory.remove_surplus(step))
         except Exception as error:
@@ -303,7 +307,7 @@ class Checkpointer:
             failure.__cause__ = error
             error = failure
         self._failure = error
-        self.has_news = True
+        self._news = True
 
     # What became of it
 
@@ -323,7 +327,7 @@ class Checkpointer:
         self.report()
 
     def _tell(self, training: Training) -> None:
-        self.has_news = False
+        self._news = False
         job = self._save.job
         if job is not None and job.error is not None:  # it did not even get as far as to say so
             error, job.error = job.error, None
