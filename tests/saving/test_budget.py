@@ -216,10 +216,16 @@ def test_an_evaluation_now_and_then(max_overhead):
 
 def test_steps_of_two_kinds():
     """One in ten takes three times as long: a median would not see it."""
-    rng = random.Random(0)
-    run = Run(OverheadBudget(0.03), step=lambda n: 0.1 * (3 if rng.random() < 0.1 else 1))
-    run.train(2000)
-    assert run.train(40000) == pytest.approx(0.03, rel=0.2)
+    added = []
+    for seed in range(8):
+        rng = random.Random(seed)
+        run = Run(
+            OverheadBudget(0.03), step=lambda n, rng=rng: 0.1 * (3 if rng.random() < 0.1 else 1)
+        )
+        run.train(2000)
+        added.append(run.train(40000))
+    # Which steps a file is written beside is chance.
+    assert sum(added) / len(added) == pytest.approx(0.03, rel=0.25)
 
 
 def test_steps_that_become_ten_times_faster_or_slower_for_good():
