@@ -400,6 +400,30 @@ def test_a_signal_in_the_step_that_loses_the_session(folder, handler):
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
+def test_a_signal_between_a_lost_session_and_the_new_one(folder, handler):
+    """That may take minutes, if a parameter server is away. The signal is not lost, nor deadly."""
+
+    class Creator(tf.train.ChiefSessionCreator):
+        made = 0
+
+        def create_session(self):
+            self.made += 1
+            if self.made == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.getsignal(signal.SIGTERM)
+            return super().create_session()
+
+    train_op, lost = model(), Lost(5)
+    hook = h5.H5CheckpointHook(folder, save_steps=2, save_on_signal=signal.SIGTERM)
+    with tf.train.MonitoredSession(Creator(), hooks=[lost, hook]) as session:
+        for _ in range(100):
+            if session.should_stop():
+                break
+            session.run(train_op)
+    assert lost.runs < 10
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
 def test_a_signal_in_the_middle_of_a_save_asks_for_another_one(folder):
     """Its snapshot is taken already: the next step is wanted."""
 

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 import tensorflow.compat.v1 as tf
 
 # Tensors of 2.x are slow to tell which attributes they lack, and session.run() asks for some.
 TENSORS_ARE_SLOW_TO_FETCH = hasattr(tf.Tensor, "__getattr__")
+
+
+# What makes a lost session anew, inside of the user's ``session.run()``; None: it is not there.
+_RECOVERABLE_SESSION = getattr(
+    sys.modules[tf.train.MonitoredSession.__module__], "_RecoverableSession", None
+)
+
+
+def is_recovering() -> bool:
+    """Whether this thread is about to make a lost session anew, or in the middle of a run."""
+    frame = sys._getframe()
+    while frame is not None:
+        if _RECOVERABLE_SESSION is not None and frame.f_code is _RECOVERABLE_SESSION.run.__code__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 class Slice(NamedTuple):

@@ -30,7 +30,7 @@ from tf_h5_callback.file.format import Monitored, PathLike
 from tf_h5_callback.file.writer import metadata_to_json
 from tf_h5_callback.folder.directory import DEFAULT_BASENAME, CheckpointDir
 from tf_h5_callback.folder.retention import Retention
-from tf_h5_callback.graph._compat import TENSORS_ARE_SLOW_TO_FETCH
+from tf_h5_callback.graph._compat import TENSORS_ARE_SLOW_TO_FETCH, is_recovering
 from tf_h5_callback.graph.gate import RunGate
 from tf_h5_callback.graph.saver_checkpoint import open_checkpoint
 from tf_h5_callback.graph.session import Metadata, SessionTraining
@@ -344,11 +344,11 @@ class H5CheckpointHook(tf.train.SessionRunHook):
             raise failure
 
     def _is_over(self) -> bool:
-        """Whether the session is closed; `end` is not called if training raised."""
+        """Whether the session is closed for good; `end` is not called if training raised."""
         if self._coord is None:
             return False
         coord = self._coord()
-        return coord is None or coord.joined
+        return (coord is None or coord.joined) and not is_recovering()
 
     def wait_until_finished(self) -> None:
         """Returns when nothing is being written. Listeners hear of the save at the next step.
