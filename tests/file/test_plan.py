@@ -259,7 +259,7 @@ import pytest
 sys.path.insert(0, {!r})
 from test_plan import planned_file, specs_of
 
-real, calls_left = planned_file._SparseFile.read_at, [-1]
+real, calls_left = planned_file.SparseFile.read_at, [-1]
 
 def read_at(self, offset, size):
     calls_left[0] -= 1
@@ -268,7 +268,7 @@ def read_at(self, offset, size):
     return real(self, offset, size)
 
 planned = planned_file.plan(specs_of(20, 1))
-planned_file._SparseFile.read_at = read_at
+planned_file.SparseFile.read_at = read_at
 for n in range(1, 40):
     calls_left[0], before = n, planned_file._plans
     with pytest.raises(MemoryError, match="Unable to allocate a page"):
@@ -298,13 +298,13 @@ def test_an_error_in_memory_is_raised_and_nothing_is_kept():
 
 
 def test_hdf5_works_where_no_interrupt_comes(monkeypatch):
-    real, threads = planned_file._SparseFile.write, set()
+    real, threads = planned_file.SparseFile.write, set()
 
     def write(self, data):
         threads.add(threading.current_thread())
         return real(self, data)
 
-    monkeypatch.setattr(planned_file._SparseFile, "write", write)
+    monkeypatch.setattr(planned_file.SparseFile, "write", write)
     layout = planned_file.plan(specs_of(3, 123))
     planned_file._with_attributes(layout, {"a": "x"})
     assert threads and threading.main_thread() not in threads
@@ -336,7 +336,7 @@ def test_attributes(elements, tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_sparse_file_is_like_a_file(seed):
-    rng, sparse, plain = random.Random(seed), planned_file._SparseFile(), io.BytesIO()
+    rng, sparse, plain = random.Random(seed), planned_file.SparseFile(), io.BytesIO()
     for _ in range(200):
         offset, size = rng.randrange(20000), rng.randrange(1, 9000)
         if rng.random() < 0.5:
@@ -361,7 +361,7 @@ def test_a_sparse_file_is_like_a_file(seed):
 
 
 def test_changes_are_told_once_and_together():
-    sparse = planned_file._SparseFile()
+    sparse = planned_file.SparseFile()
     for offset, data in [(5000, b"ab"), (10, b"xyz"), (13, b"more"), (11, b"Y"), (5001, b"c")]:
         sparse.seek(offset)
         sparse.write(data)
@@ -370,7 +370,7 @@ def test_changes_are_told_once_and_together():
 
 
 def test_a_sparse_file_is_sparse():
-    sparse = planned_file._SparseFile()
+    sparse = planned_file.SparseFile()
     sparse.seek(1 << 40)
     sparse.write(b"x")
     assert sparse.size == (1 << 40) + 1 and sparse.memory == 4096

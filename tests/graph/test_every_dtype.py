@@ -13,7 +13,7 @@ from tf_h5_callback._compat import extension_dtype
 from tf_h5_callback.errors import CheckpointCorruptError
 from tf_h5_callback.file import dtypes
 from tf_h5_callback.file.writer import write_checkpoint
-from tf_h5_callback.saving.checkpointer import Save
+from tf_h5_callback.saving.save import Save
 
 needs_hdf5_tools = pytest.mark.skipif(
     shutil.which("h5dump") is None, reason="needs h5dump (Debian: hdf5-tools)"

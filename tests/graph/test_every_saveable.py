@@ -11,7 +11,7 @@ tf = pytest.importorskip("tensorflow.compat.v1")
 from tensorflow.python.ops import lookup_ops  # noqa: E402
 
 from tf_h5_callback.graph.state import GraphState  # noqa: E402
-from tf_h5_callback.saving.checkpointer import Save  # noqa: E402
+from tf_h5_callback.saving.save import Save  # noqa: E402
 
 # As tf.disable_v2_behavior() does: the moving averages of the newest TensorFlow cannot initialise
 # themselves from ref variables inside the control flow of version 2.

@@ -7,7 +7,7 @@ tf = pytest.importorskip("tensorflow.compat.v1")
 
 from tf_h5_callback.graph import snapshot  # noqa: E402
 from tf_h5_callback.graph.state import GraphState  # noqa: E402
-from tf_h5_callback.saving.checkpointer import Save  # noqa: E402
+from tf_h5_callback.saving.save import Save  # noqa: E402
 
 SHAPE = [300, 1000]
 LARGE = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool"] + [

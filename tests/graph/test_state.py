@@ -8,7 +8,7 @@ tf = pytest.importorskip("tensorflow.compat.v1")
 
 from tf_h5_callback.file.writer import write_checkpoint  # noqa: E402
 from tf_h5_callback.graph.state import GraphState  # noqa: E402
-from tf_h5_callback.saving.checkpointer import Save  # noqa: E402
+from tf_h5_callback.saving.save import Save  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

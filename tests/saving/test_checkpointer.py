@@ -12,8 +12,9 @@ from tf_h5_callback.folder.directory import CheckpointDir, read_verified
 from tf_h5_callback.folder.retention import Retention
 from tf_h5_callback.saving import checkpointer as module
 from tf_h5_callback.saving.budget import SavingCost
-from tf_h5_callback.saving.checkpointer import Checkpointer, Save, Training
+from tf_h5_callback.saving.checkpointer import Checkpointer
 from tf_h5_callback.saving.progress import Progress
+from tf_h5_callback.saving.save import Save, Training
 from tf_h5_callback.saving.signals import SignalRequest
 from tf_h5_callback.saving.timer import SaveTimer
 

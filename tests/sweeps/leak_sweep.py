@@ -19,8 +19,9 @@ import numpy as np
 from tf_h5_callback.folder.directory import CheckpointDir
 from tf_h5_callback.folder.retention import Retention
 from tf_h5_callback.saving.budget import SavingCost
-from tf_h5_callback.saving.checkpointer import Checkpointer, Save, Training
+from tf_h5_callback.saving.checkpointer import Checkpointer
 from tf_h5_callback.saving.progress import Progress
+from tf_h5_callback.saving.save import Save, Training
 from tf_h5_callback.saving.signals import SignalRequest
 from tf_h5_callback.saving.timer import SaveTimer
 

@@ -15,16 +15,15 @@ raise the error, and HDF5 may crash at exit; errors of plain output are raised.
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import threading
-from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Tuple
 
 import h5py
 import numpy as np
 
 from tf_h5_callback.file import dtypes
 from tf_h5_callback.file.output import BlockOutput, finish
+from tf_h5_callback.file.sparse_file import SparseFile
 from tf_h5_callback.job import Job
 
 _LARGE = 64 << 10  # tensors from this size on are aligned
@@ -57,7 +56,7 @@ class Layout(NamedTuple):
 
     specs: Tuple[DatasetSpec, ...]
     extents: Tuple[Tuple[str, int], ...]
-    image: _SparseFile
+    image: SparseFile
 
     @property
     def size(self) -> int:
@@ -70,114 +69,8 @@ class Layout(NamedTuple):
         return self.image.memory + _SPEC_SIZE * len(self.specs)
 
 
-class _SparseFile(io.RawIOBase):
-    """A file in memory that holds only the pages that are not all zeros.
-
-    HDF5 reads and writes it through h5py's driver for file objects. What is raised on the way can
-    get lost in there, and when HDF5 cannot write it cannot close the file, and the process hangs
-    or crashes at exit. So exceptions are kept for `_opened`, and writing never fails.
-
-    Attributes:
-      size: in bytes.
-      error: the last exception, or None.
-    """
-
-    _PAGE = 4096
-    _ZEROS = bytes(_PAGE)
-
-    def __init__(self) -> None:
-        self._pages: Dict[int, bytes] = {}
-        self._position = 0
-        self.size = 0
-        self.error: Optional[BaseException] = None
-        self._written: List[Tuple[int, int]] = []  # from where to where
-
-    @property
-    def memory(self) -> int:
-        """The bytes that it takes in memory, about."""
-        return len(self._pages) * self._PAGE
-
-    def changes(self) -> Iterator[Tuple[int, bytes]]:
-        """What was written, in order, each byte once, in as few pieces as possible."""
-        start = end = 0
-        for next_start, next_end in [*sorted(self._written), (self.size + 1, 0)]:
-            if next_start > end:
-                if end > start:
-                    yield start, self.read_at(start, end - start)
-                start = next_start
-            end = max(end, next_end)
-
-    def copy(self) -> _SparseFile:
-        """A file of the same content, with no changes yet."""
-        other = _SparseFile()
-        other._pages = dict(self._pages)
-        other.size = self.size
-        return other
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """The bytes at an offset; the position stays where it is."""
-        first, last = offset // self._PAGE, (offset + size - 1) // self._PAGE
-        pages = b"".join(self._pages.get(page, self._ZEROS) for page in range(first, last + 1))
-        start = offset - first * self._PAGE
-        return pages[start : start + size]
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (0, self._position, self.size)[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            view = memoryview(buffer).cast("B")
-            view[:] = self.read_at(self._position, len(view))
-        except BaseException as error:
-            self.error = error
-            raise
-        self._position += len(view)
-        return len(view)
-
-    def write(self, data: Any) -> int:
-        size = len(data)
-        try:
-            self._write_at(self._position, bytes(data))
-        except BaseException as error:
-            self.error = error
-        self._position += size
-        self.size = max(self.size, self._position)
-        return size
-
-    def _write_at(self, offset: int, new: bytes) -> None:
-        self._written.append((offset, offset + len(new)))
-        first, start = divmod(offset, self._PAGE)
-        end = start + len(new)
-        count = -(-end // self._PAGE)
-        old = self.read_at(first * self._PAGE, count * self._PAGE)
-        pages = old[:start] + new + old[end:]
-        for i in range(count):
-            page = pages[i * self._PAGE : (i + 1) * self._PAGE]
-            if page != self._ZEROS:
-                self._pages[first + i] = page
-            else:
-                self._pages.pop(first + i, None)
-
-    def truncate(self, size: Any = None) -> int:
-        self.size = self._position if size is None else size
-        return self.size
-
-
 @contextlib.contextmanager
-def _opened(image: _SparseFile, create: bool = False) -> Iterator[Any]:
+def _opened(image: SparseFile, create: bool = False) -> Iterator[Any]:
     """HDF5's handle of a file in memory; closes it, and all that was opened in it."""
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(_LIBVER, _LIBVER)
@@ -201,7 +94,7 @@ def _opened(image: _SparseFile, create: bool = False) -> Iterator[Any]:
 def _uninterrupted(work: Callable[[], None]) -> None:
     """Lets HDF5 work in another thread than the main one, where no interrupt comes.
 
-    HDF5 calls `_SparseFile`. An interrupt in there gets lost, or becomes another error, and HDF5
+    HDF5 calls `SparseFile`. An interrupt in there gets lost, or becomes another error, and HDF5
     knows nothing of the bytes that were not written.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -240,7 +133,7 @@ def plan(specs: Tuple[DatasetSpec, ...]) -> Layout:
 
 
 def _plan(specs: Tuple[DatasetSpec, ...]) -> Layout:
-    image = _SparseFile()
+    image = SparseFile()
     extents: List[Tuple[int, str]] = []
 
     def work() -> None:
@@ -324,7 +217,7 @@ def write(
     return image.size
 
 
-def _with_attributes(layout: Layout, attributes: Mapping[str, Any]) -> _SparseFile:
+def _with_attributes(layout: Layout, attributes: Mapping[str, Any]) -> SparseFile:
     image = layout.image.copy()
 
     def work() -> None:

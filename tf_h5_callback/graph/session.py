@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 
 from tf_h5_callback.graph.gate import RunGate
 from tf_h5_callback.graph.state import GraphState
-from tf_h5_callback.saving.checkpointer import Save, Training
+from tf_h5_callback.saving.save import Save, Training
 
 Metadata = Union[None, Mapping[str, Any], Callable[[Any, int], Mapping[str, Any]]]
 

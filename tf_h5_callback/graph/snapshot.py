@@ -22,7 +22,7 @@ import tensorflow.compat.v1 as tf
 
 from tf_h5_callback.file.memory import aligned_empty
 from tf_h5_callback.graph.setters import Item, Part, nodes_of
-from tf_h5_callback.saving.checkpointer import Save
+from tf_h5_callback.saving.save import Save
 
 _LARGE = 1 << 20  # bytes
 _GROUP_SIZE = 64 << 20  # bytes

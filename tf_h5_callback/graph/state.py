@@ -27,7 +27,7 @@ from tf_h5_callback.graph.setters import (
 from tf_h5_callback.graph.snapshot import Copies, LazySnapshot, Snapshots, in_groups
 from tf_h5_callback.restoring import matching
 from tf_h5_callback.restoring.restore import EVERYTHING, Restore
-from tf_h5_callback.saving.checkpointer import Save
+from tf_h5_callback.saving.save import Save
 
 # What TensorFlow raises for the state of another iterator. Not all of its errors: some tell that
 # the connection is lost.
