@@ -11,6 +11,7 @@ from tf_h5_callback.file import writer as checkpoint_file
 from tf_h5_callback.file.format import Monitored
 from tf_h5_callback.file.writer import write_checkpoint
 from tf_h5_callback.folder.directory import CheckpointDir
+from tf_h5_callback.folder.lock import WriterLock
 from tf_h5_callback.folder.retention import Retention, best_first
 
 TENSORS = {"w:0": np.arange(100, dtype="f4")}
@@ -259,3 +260,23 @@ def test_a_surplus_file_that_cannot_be_deleted_is_a_warning(tmp_path, caplog):
     (tmp_path / "model.ckpt-1.h5").mkdir()
     CheckpointDir(tmp_path, retention=Retention(max_to_keep=1)).remove_surplus(2)
     assert "cannot delete the old checkpoint" in caplog.text
+
+
+def test_an_interrupt_while_it_is_closed(tmp_path, monkeypatch):
+    """The next training opens it again, whether the lock was given back by then or not."""
+    real = WriterLock.close
+    for closed in (False, True):
+        directory = CheckpointDir(tmp_path)
+        directory.open_for_writing()
+
+        def close(self, closed=closed):
+            if closed:
+                real(self)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(WriterLock, "close", close)
+        with pytest.raises(KeyboardInterrupt):
+            directory.close()
+        monkeypatch.undo()
+        directory.open_for_writing()
+        directory.close()

@@ -106,9 +106,9 @@ class CheckpointDir:
 
     def close(self) -> None:
         """Says that this process writes here no more."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        lock, self._lock = self._lock, None  # first: an interrupt may come in between
+        if lock is not None:
+            lock.close()
 
     def path_for(self, global_step: int) -> str:
         """The file of a step."""
